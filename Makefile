@@ -1,0 +1,40 @@
+# Two commands: `make run` exports ResNet-50 and shows what came out, `make test` runs the test suite.
+# Both set up what they need in .venv and can follow each other in any order.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints.txt
+SOURCES := exporter calibration runtime tests benchmarks
+
+.PHONY: run test lint typecheck bench clean
+
+# The stamps carry the dependency files, so a change of either installs again and nothing else does.
+$(VENV)/.run: pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[cpu,openvino,export,tensorrt-rtx,report]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps torchvision
+	touch $@
+
+run: $(VENV)/.run
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check $(SOURCES) examples
+	$(BIN)/ruff format --check $(SOURCES) examples
+
+# mypy does not follow setuptools' package-dir mapping; a tree of links gives it the installed names.
+typecheck: $(VENV)/.test
+	mkdir -p $(VENV)/types/resnet_export
+	for folder in exporter calibration runtime; do ln -sfn ../../../$$folder $(VENV)/types/resnet_export/$$folder; done
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p resnet_export.exporter -p resnet_export.calibration -p resnet_export.runtime
+
+clean:
+	rm -rf $(VENV) build *.egg-info
