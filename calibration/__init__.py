@@ -1,0 +1,41 @@
+"""Calibration and quantization: data sets, range statistics, the calibration table and the Q/DQ emitters.
+
+Names are loaded on first use: a caller that only reads data sets needs neither onnx nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resnet_export.calibration.dataset import (
+        Batch,
+        Dataset,
+        DatasetWarning,
+        Description,
+        check_for_calibration,
+        open_dataset,
+    )
+
+__all__ = ["Batch", "Dataset", "DatasetWarning", "Description", "check_for_calibration", "open_dataset"]
+
+_HOMES = {
+    "Batch": "resnet_export.calibration.dataset",
+    "Dataset": "resnet_export.calibration.dataset",
+    "DatasetWarning": "resnet_export.calibration.dataset",
+    "Description": "resnet_export.calibration.dataset",
+    "check_for_calibration": "resnet_export.calibration.dataset",
+    "open_dataset": "resnet_export.calibration.dataset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
