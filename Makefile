@@ -5,30 +5,33 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
-SOURCES := exporter calibration runtime tests benchmarks
+SOURCES := exporter calibration runtime tests benchmarks examples
 
-.PHONY: run test lint typecheck bench clean
+.PHONY: run test lint typecheck clean
 
 # The stamps carry the dependency files, so a change of either installs again and nothing else does.
 $(VENV)/.run: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[cpu,openvino,export,tensorrt-rtx,report]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[cpu,openvino,export,tensorrt-rtx,report]' scikit-learn
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps torchvision
+	$(BIN)/python -m tests.nvidia_bindings
 	touch $@
 
 run: $(VENV)/.run
-	$(BIN)/python examples/quickstart.py
+	mkdir -p build
+	$(BIN)/resnet-export --depth 50 --fp16 --out build/resnet50 --force
+	$(BIN)/python examples/classify.py build/resnet50 $$($(BIN)/python examples/photographs.py)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.test
-	$(BIN)/ruff check $(SOURCES) examples
-	$(BIN)/ruff format --check $(SOURCES) examples
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 
 # mypy does not follow setuptools' package-dir mapping; a tree of links gives it the installed names.
 typecheck: $(VENV)/.test
