@@ -1,0 +1,94 @@
+"""OpenVINO on the CPU, in the precision that was asked for.
+
+Left alone, OpenVINO runs fp32 and fp16 graphs in bf16 on CPUs that have it. The precision hint is therefore
+always set, and the compiled model is asked what it took.
+"""
+
+from __future__ import annotations
+
+import queue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_export.runtime.backends import OpenRequest, native_error
+from resnet_export.runtime.backends.signature import Tensor, check_signature
+from resnet_export.runtime.errors import BackendError
+from resnet_export.runtime.manifest import BatchRange, Precision
+
+_HINT = "INFERENCE_PRECISION_HINT"
+
+
+class OpenVinoBackend:
+    """One ONNX artifact in an `openvino.CompiledModel`.
+
+    An infer request serves one thread at a time, so they lie in a pool as large as OpenVINO can use at once;
+    further threads wait.
+    """
+
+    batch: BatchRange | None = None
+
+    def __init__(self, compiled: Any, request: OpenRequest) -> None:
+        self._name = request.artifact.name
+        self.provider: str = request.provider
+        self.precision: Precision = request.precision
+        self.notes: tuple[str, ...] = ()
+        self._compiled = compiled
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
+            self._idle.put(compiled.create_infer_request())
+
+    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+        """See `Backend.run`."""
+        request = self._idle.get()
+        try:
+            # OpenVINO reads the input in place; the output is copied, so that the next call spares it.
+            logits: NDArray[np.float32] = request.infer(batch, share_inputs=True, share_outputs=False)[0]
+        except Exception as error:
+            raise native_error(f"OpenVINO failed to run artifact {self._name!r}", error) from error
+        finally:
+            self._idle.put(request)
+        return logits
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        while not self._idle.empty():
+            self._idle.get()
+        self._compiled = None
+
+
+def open_backend(request: OpenRequest) -> OpenVinoBackend:
+    """Open an ONNX artifact on the CPU. Raises BackendError."""
+    name = request.artifact.name
+    try:
+        import openvino
+    except Exception as error:
+        raise native_error("openvino is installed but cannot be imported", error) from error
+    hint = "bf16" if request.precision == Precision.BF16 else "f32"
+    config: dict[str, str | int] = {_HINT: hint, "PERFORMANCE_HINT": "LATENCY"}
+    if request.threads is not None:
+        config["INFERENCE_NUM_THREADS"] = request.threads
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(request.data), request.provider, config)
+        taken = compiled.get_property(_HINT).get_type_name()
+        inputs, outputs = _tensors(compiled.inputs), _tensors(compiled.outputs)
+    except Exception as error:
+        raise native_error(f"OpenVINO cannot open artifact {name!r}", error) from error
+    if taken != hint:
+        raise BackendError(f"OpenVINO would run artifact {name!r} in {taken}, it was asked for {hint}")
+    check_signature(request, inputs, outputs)
+    return OpenVinoBackend(compiled, request)
+
+
+def _tensors(ports: Any) -> list[Tensor]:
+    return [
+        Tensor(
+            name=port.any_name,
+            aliases=tuple(port.names),
+            dtype=str(np.dtype(port.element_type.to_dtype())),
+            shape=tuple(size.get_length() if size.is_static else None for size in port.partial_shape),
+        )
+        for port in ports
+    ]

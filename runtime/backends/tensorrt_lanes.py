@@ -1,0 +1,274 @@
+"""Execution contexts for many threads: each in a lane of its own, with its stream, its buffers and its CUDA
+graph.
+
+A thread borrows a lane for one call. An error in a lane ends that lane only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_export.runtime.backends.cuda import Cuda, host_view
+from resnet_export.runtime.errors import BackendError, SessionClosedError
+
+
+@dataclass(frozen=True)
+class EngineShape:
+    """What a lane must know of its engine: tensor names, types and shapes without the batch axis."""
+
+    input: str
+    output: str
+    input_rest: tuple[int, ...]
+    output_rest: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def input_bytes(self, batch: int) -> int:
+        """The size of `batch` images."""
+        return batch * int(np.prod(self.input_rest)) * self.dtype.itemsize
+
+    def output_bytes(self, batch: int) -> int:
+        """The size of the float32 logits of `batch` images."""
+        return batch * int(np.prod(self.output_rest)) * 4
+
+
+class Context(Protocol):
+    """The part of TensorRT's IExecutionContext that a lane uses."""
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool: ...
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool: ...
+    def set_tensor_address(self, name: str, memory: int) -> bool: ...
+    def execute_async_v3(self, stream_handle: int) -> bool: ...
+
+
+class Lane:
+    """One execution context. Used by one thread at a time.
+
+    A graph captured for one shape must not be used after the context was given another one, so a lane keeps
+    the shape it had last and captures a graph when that shape comes a second time (the first run of a shape
+    may set things up that a graph cannot record).
+    """
+
+    def __init__(self, cuda: Cuda, context: Context, engine: EngineShape, *, graphs: bool) -> None:
+        self.batch = 0
+        self.graph_error: BackendError | None = None
+        self._cuda = cuda
+        self._context: Context | None = context
+        self._engine = engine
+        self._graphs = graphs
+        self._graph: Any = None
+        self._profile = 0
+        self._runs = 0
+        self._capacity = 0
+        self._buffers: list[tuple[Callable[[int], None], int]] = []
+        self._stream: Any = None
+        self._stream = cuda.create_stream()
+
+    def run(self, images: NDArray[Any], profile: int) -> NDArray[np.float32]:
+        """Return the logits, float32 [N, classes], of images [N, ...] in host memory."""
+        batch = len(images)
+        self._reserve(batch)
+        if batch != self.batch or profile != self._profile:
+            self._shape(batch, profile, self._device_in, self._device_out)
+        if self._graphs and self._graph is None and self._runs == 1:
+            self._capture()
+        shape = (batch, *self._engine.input_rest)
+        np.copyto(host_view(self._pinned_in, shape, self._engine.dtype), images)
+        if self._graph is not None:
+            self._cuda.launch(self._graph, self._stream)
+        else:
+            self._enqueue()
+        self._cuda.synchronize(self._stream)
+        self._runs += 1
+        logits = host_view(self._pinned_out, (batch, *self._engine.output_rest), np.dtype(np.float32))
+        return logits.copy()
+
+    def run_on_device(self, images: int, logits: int, batch: int, profile: int) -> None:
+        """Compute from device memory at `images` into device memory at `logits`; done when this returns."""
+        self._shape(batch, profile, images, logits)
+        self._execute()
+        self._cuda.synchronize(self._stream)
+        self.batch = 0  # the addresses are somebody else's: the next run sets its own
+
+    @property
+    def stream(self) -> Any:
+        """The lane's stream."""
+        return self._stream
+
+    def close(self) -> None:
+        """Free everything, the context before the memory it points to. Raises BackendError after trying it
+        all.
+        """
+        self._drop_graph()
+        self._context = None
+        errors = []
+        releases = [(free, pointer) for free, pointer in self._buffers]
+        if self._stream is not None:
+            releases.append((self._cuda.destroy_stream, self._stream))
+        self._buffers, self._stream = [], None
+        for release, resource in releases:
+            try:
+                release(resource)
+            except BackendError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _reserve(self, batch: int) -> None:
+        """Make the buffers large enough. New ones have new addresses, so shape and graph are set again."""
+        if batch <= self._capacity:
+            return
+        self._drop_graph()
+        self.batch, self._capacity = 0, 0
+        while self._buffers:
+            free, pointer = self._buffers.pop()
+            free(pointer)
+        cuda, size_in, size_out = (
+            self._cuda,
+            self._engine.input_bytes(batch),
+            self._engine.output_bytes(batch),
+        )
+        self._device_in = self._keep(cuda.free, cuda.allocate(size_in))
+        self._device_out = self._keep(cuda.free, cuda.allocate(size_out))
+        self._pinned_in = self._keep(cuda.free_pinned, cuda.allocate_pinned(size_in))
+        self._pinned_out = self._keep(cuda.free_pinned, cuda.allocate_pinned(size_out))
+        self._capacity = batch
+
+    def _keep(self, free: Callable[[int], None], pointer: int) -> int:
+        self._buffers.append((free, pointer))
+        return pointer
+
+    def _shape(self, batch: int, profile: int, images: int, logits: int) -> None:
+        self._drop_graph()
+        self._runs, self.batch = 0, 0
+        context, engine = self._open_context(), self._engine
+        if profile != self._profile:
+            _require(
+                context.set_optimization_profile_async(profile, int(self._stream)),
+                f"optimization profile {profile}",
+            )
+            self._cuda.synchronize(self._stream)
+            self._profile = profile
+        shape = (batch, *engine.input_rest)
+        _require(context.set_input_shape(engine.input, shape), f"input shape {shape}")
+        _require(context.set_tensor_address(engine.input, images), "the address of the input")
+        _require(context.set_tensor_address(engine.output, logits), "the address of the output")
+        self.batch = batch
+
+    def _enqueue(self) -> None:
+        cuda, engine = self._cuda, self._engine
+        cuda.copy_to_device(self._device_in, self._pinned_in, engine.input_bytes(self.batch), self._stream)
+        self._execute()
+        cuda.copy_to_host(self._pinned_out, self._device_out, engine.output_bytes(self.batch), self._stream)
+
+    def _execute(self) -> None:
+        _require(self._open_context().execute_async_v3(int(self._stream)), "the batch")
+
+    def _capture(self) -> None:
+        """Record a graph of this shape; without one the lane runs as before, and `graph_error` says why."""
+        try:
+            with self._cuda.capture(self._stream) as recorded:
+                self._enqueue()
+            self._graph = recorded[0]
+        except BackendError as error:
+            self.graph_error, self._graphs = error, False
+
+    def _drop_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            with contextlib.suppress(BackendError):  # in a broken CUDA context nothing can be freed
+                self._cuda.destroy_graph(graph)
+
+    def _open_context(self) -> Context:
+        if self._context is None:
+            raise SessionClosedError("the execution context is closed")
+        return self._context
+
+
+def _require(accepted: bool, what: str) -> None:
+    if not accepted:
+        raise BackendError(f"TensorRT refused {what}")
+
+
+class LanePool:
+    """Up to `size` lanes, made when they are needed. Safe for many threads."""
+
+    def __init__(self, make: Callable[[], Lane], size: int) -> None:
+        self._make = make
+        self._size = size
+        self._idle: list[Lane] = []  # the one used last at the end
+        self._count = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def borrow(self, batch: int) -> Iterator[Lane]:
+        """Lend a lane, preferably one that ran `batch` images last; wait while all are in use.
+
+        When the block raises, the lane is closed and never lent again. Raises SessionClosedError.
+        """
+        lane = self._take(batch)
+        try:
+            yield lane
+        except BaseException:
+            # What the block raised says more than what closing a broken lane adds to it.
+            with contextlib.suppress(BackendError):
+                lane.close()
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            self._idle.append(lane)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait for every lane to come back, then close them. Later calls of `borrow` raise
+        SessionClosedError.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(self._idle) == self._count)
+            idle, self._idle, self._count = self._idle, [], 0
+        errors = []
+        for lane in idle:
+            try:
+                lane.close()
+            except BackendError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _take(self, batch: int) -> Lane:
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise SessionClosedError("the session is closed; open a new one")
+                same = next((lane for lane in self._idle if lane.batch == batch), None)
+                if same is not None:
+                    self._idle.remove(same)
+                    return same
+                if self._count < self._size:
+                    self._count += 1
+                    break
+                if self._idle:
+                    return self._idle.pop(0)
+                self._changed.wait()
+        try:
+            return self._make()
+        except BackendError:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+                if not self._idle:
+                    raise
+                # Another context does not fit into the GPU's memory: make do with those there are.
+                self._size = max(self._count, 1)
+                return self._idle.pop(0)

@@ -1,0 +1,111 @@
+"""The two TensorRT libraries as one: import, log, and messages that a person can read."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from resnet_export.runtime.engine_file import INSTALL, TITLES, Flavour
+from resnet_export.runtime.errors import DependencyError
+
+# An error text without its wrapping: "IBuilder::build: Error Code 4: API Usage Error (TEXT. In f at
+# file.cpp:1)".
+_WRAPPING = re.compile(
+    r"^(?:\[.*?\] |[\w:]+: )?Error Code \d+: (?:[\w ]+ \((?P<inner>.*)\)|(?P<plain>.*))$", re.DOTALL
+)
+_SOURCE_PREFIX = re.compile(r"^\[[\w.]+:\d+: \w+\] ")
+_SOURCE_LOCATION = re.compile(r"\.? In \w+ at /\S+:\d+\)?$")
+# What every build without a GPU says in passing, whatever is really wrong.
+_NOISE = "CUDA driver version is insufficient for CUDA runtime version"
+
+
+@dataclass(frozen=True)
+class LogMessage:
+    """One message of TensorRT. `severity` is "INTERNAL_ERROR", "ERROR", "WARNING", "INFO" or "VERBOSE"."""
+
+    severity: str
+    text: str
+
+
+def load_library(flavour: Flavour) -> Any:
+    """Import the Python bindings of `flavour`. Raises DependencyError, with the command that installs
+    them.
+    """
+    try:
+        return importlib.import_module(flavour)
+    except (ImportError, OSError) as error:
+        raise DependencyError(
+            f"{TITLES[flavour]} cannot be imported ({error}); install it with {INSTALL[flavour]}"
+        ) from error
+
+
+@functools.cache
+def process_log(library: Any) -> Any:
+    """Return the logger of this process for `library`.
+
+    TensorRT keeps the first logger that it is given and ignores all later ones, so there is one, and whoever
+    wants the messages of a stretch of work captures them.
+    """
+
+    class ProcessLog(library.ILogger):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.captures: list[list[LogMessage]] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            for capture in tuple(self.captures):
+                capture.append(LogMessage(severity.name, msg))
+
+        @contextlib.contextmanager
+        def capture(self) -> Iterator[list[LogMessage]]:
+            """Collect every message that arrives while the block runs, from any thread."""
+            messages: list[LogMessage] = []
+            self.captures.append(messages)
+            try:
+                yield messages
+            finally:
+                # By identity: two captures of the same messages are equal lists.
+                self.captures[:] = [capture for capture in self.captures if capture is not messages]
+
+    return ProcessLog()
+
+
+def make_runtime(library: Any, options: Mapping[str, Any]) -> Any:
+    """Return what loads engines that were built with `options`, as the manifest records them."""
+    runtime = library.Runtime(process_log(library))
+    if options.get("version_compatible"):
+        runtime.engine_host_code_allowed = True  # such an engine carries a runtime of its own
+    if "dla_core" in options:
+        runtime.DLA_core = options["dla_core"]
+    return runtime
+
+
+def errors_of(messages: Iterable[LogMessage]) -> str:
+    """Return the errors among `messages` as one line of text, without source locations and repetitions."""
+    texts = [
+        readable(message.text)
+        for message in messages
+        if message.severity in ("ERROR", "INTERNAL_ERROR") and _NOISE not in message.text
+    ]
+    return "; ".join(dict.fromkeys(texts)) or (
+        "it gave no reason, or another part of this process registered a TensorRT logger first"
+    )
+
+
+def readable(text: str) -> str:
+    """Return an error message of TensorRT or its ONNX parser without codes, source locations and noise."""
+    lines = []
+    for line in text.splitlines():
+        if _NOISE in line or line.startswith("Invalid Node - ") or not line.strip():
+            continue
+        match = _WRAPPING.match(line.strip())
+        if match is not None:
+            line = match["inner"] if match["inner"] is not None else match["plain"]
+        line = _SOURCE_PREFIX.sub("", line.strip())
+        lines.append(_SOURCE_LOCATION.sub("", line).rstrip("."))
+    return "; ".join(lines) or text.strip()
