@@ -154,8 +154,7 @@ def typed_nodes(model: onnx.ModelProto) -> tuple[TypedNode, ...]:
         if kind not in _PRECISIONS:
             raise ExportError(
                 f"node {node.name!r} has weights of type {onnx.TensorProto.DataType.Name(kind)}, expected "
-                "float32, "
-                "float16 or bfloat16; export the graph again"
+                "float32, float16 or bfloat16; export the graph again"
             )
         quantized = is_quantized(node.input[0]) and is_quantized(node.input[1])
         found.append(TypedNode(node.name, node.op_type, Precision.INT8 if quantized else _PRECISIONS[kind]))
@@ -246,8 +245,7 @@ def _computing_layer(layers: list[LayerInfo], asked: Precision) -> LayerInfo | N
     """Of the layers that name a node, the one that computes it: it has weights.
 
     The others cast, pad or quantize its data first; such a generated kernel may have a large constant too.
-    There is one computing layer for each profile, and the one that differs from what was asked for is
-    reported.
+    There is one computing layer for each profile, and the one that differs from what was asked for is reported.
     """
     weighted = [layer for layer in layers if layer.weights is not None]
     computing = [layer for layer in weighted if layer.type != _GENERATED] or weighted or layers[-1:]

@@ -48,8 +48,7 @@ class BuildOptions:
     def given(self) -> dict[str, str | int | float | bool]:
         """Return the options that differ from their defaults, JSON-ready, for the manifest.
 
-        The timing cache is not among them: it is a file of the building host and leaves no trace in the
-        engine.
+        The timing cache is not among them: it is a file of the building host and leaves no trace in the engine.
         """
         return {
             option.name: getattr(self, option.name)
@@ -82,8 +81,7 @@ def _objections(
         if not profile.min <= profile.opt <= profile.max:
             yield (
                 f"the batch sizes {profile.min},{profile.opt},{profile.max} do not ascend; give them as "
-                "the smallest, "
-                "the usual and the largest"
+                "the smallest, the usual and the largest"
             )
     if options.workspace_mib is not None and options.workspace_mib < 1:
         yield f"workspace_mib is {options.workspace_mib}, expected at least 1"
@@ -100,17 +98,14 @@ def _objections(
     ):
         yield (
             f"{title} {library.__version__} has no hardware compatibility level same_compute_capability; "
-            "use ampere+ "
-            "or a later version"
+            "use ampere+ or a later version"
         )
     if options.dla_core is not None and any(profile.min != profile.max for profile in profiles):
         yield "a DLA core runs one batch size only; give --batch the same number three times"
 
 
 def apply_options(options: BuildOptions, library: Any, builder: Any, config: Any) -> None:
-    """Set `options`, already checked, on a builder configuration. Raises RequestError for a missing DLA
-    core.
-    """
+    """Set `options`, already checked, on a builder configuration. Raises RequestError for a missing DLA core."""
     flags = library.BuilderFlag
     if options.tf32:
         config.set_flag(flags.TF32)

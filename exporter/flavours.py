@@ -13,8 +13,7 @@ from resnet_export.runtime.host import HostFacts
 
 @dataclass(frozen=True)
 class GpuFamily:
-    """The GPUs of one compute capability. `rtx`: TensorRT for RTX builds for them, ahead of time and
-    anywhere.
+    """The GPUs of one compute capability. `rtx`: TensorRT for RTX builds for them, ahead of time and anywhere.
 
     Classic TensorRT serves all of them, and builds only on the GPU itself.
     """
@@ -84,9 +83,7 @@ def sm(compute_capability: str) -> str:
 
 
 def family(compute_capability: str) -> GpuFamily:
-    """Return the row of `FAMILIES`; a capability that it lacks gets a row that only classic TensorRT
-    serves.
-    """
+    """Return the row of `FAMILIES`; a capability that it lacks gets a row that only classic TensorRT serves."""
     for row in FAMILIES:
         if row.compute_capability == compute_capability:
             return row

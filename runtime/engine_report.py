@@ -38,8 +38,7 @@ class Operator(Struct, frozen=True):
     """A convolution or matrix product of the ONNX graph, and the arithmetic that it got.
 
     `graph` is the precision that the typed graph gives it; `engine` the one of the layer that computes it,
-    None when no layer names the node; `reason` says why `engine` is not what was asked for, None when it
-    is.
+    None when no layer names the node; `reason` says why `engine` is not what was asked for, None when it is.
     """
 
     node: str
@@ -93,8 +92,7 @@ def summary(report: LayerReport) -> tuple[str, ...]:
     if quantized and written < len(quantized):
         lines.append(
             f"{len(quantized) - written} of {len(quantized)} int8 convolutions write a wider type; "
-            "separate kernels "
-            "requantize it"
+            "separate kernels requantize it"
         )
     lines += [
         f"{operator.node} ({operator.op}) computes in {operator.engine or 'unknown precision'}, not in "

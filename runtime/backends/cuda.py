@@ -29,8 +29,7 @@ def load_runtime() -> ModuleType:
 
 
 class Cuda:
-    """One GPU. Pointers and graphs are what the bindings return; streams too, and `int(stream)` is the
-    handle.
+    """One GPU. Pointers and graphs are what the bindings return; streams too, and `int(stream)` is the handle.
 
     CUDA's current device belongs to a thread, so each public operation of a backend starts with `enter`.
     """

@@ -1,6 +1,4 @@
-"""Arrays that live on a GPU: what other libraries hand in, and what is handed back to them, without a
-copy.
-"""
+"""Arrays that live on a GPU: what other libraries hand in, and what is handed back to them, without a copy."""
 
 from __future__ import annotations
 
@@ -99,8 +97,7 @@ def view_device_array(array: Any, cuda: Cuda, stream: Any) -> DeviceView:
     else:
         raise RequestError(
             f"{type(array).__name__} has neither __dlpack__ nor __cuda_array_interface__; give a numpy "
-            "array or an "
-            "array on the GPU"
+            "array or an array on the GPU"
         )
     if steps is not None and not _is_c_order(view.shape, tuple(steps), view.dtype.itemsize):
         view.release()

@@ -66,9 +66,7 @@ _get_raw = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
 
 @dataclass(frozen=True)
 class Imported:
-    """What a capsule describes. `strides` are in elements, None for C order; call `release` when done with
-    it.
-    """
+    """What a capsule describes. `strides` are in elements, None for C order; call `release` when done with it."""
 
     pointer: int
     device: tuple[int, int]

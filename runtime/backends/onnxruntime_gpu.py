@@ -48,8 +48,7 @@ class BoundBackend:
     """An artifact with its input and output bound to device memory, so that nothing is allocated in a run.
 
     `graphs`: the session captures a CUDA graph for every `gpu_graph_id` that it sees. Runs of several
-    threads come one after the other: they would use the same memory, and a graph must not run twice at
-    once.
+    threads come one after the other: they would use the same memory, and a graph must not run twice at once.
     """
 
     def __init__(

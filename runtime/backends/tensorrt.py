@@ -189,9 +189,7 @@ class TensorRTBackend:
 
 
 class _Kernels:
-    """TensorRT for RTX compiles kernels when an engine first runs; this keeps them, and asks for CUDA
-    graphs.
-    """
+    """TensorRT for RTX compiles kernels when an engine first runs; this keeps them, and asks for CUDA graphs."""
 
     def __init__(self, library: Any, engine: Any, request: OpenRequest, gpu: str) -> None:
         self._path = cache_path(request.bundle, request.artifact, library.__version__, gpu)

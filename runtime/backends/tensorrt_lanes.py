@@ -102,9 +102,7 @@ class Lane:
         return self._stream
 
     def close(self) -> None:
-        """Free everything, the context before the memory it points to. Raises BackendError after trying it
-        all.
-        """
+        """Free everything, the context before the memory it points to. Raises BackendError after trying it all."""
         self._drop_graph()
         self._context = None
         errors = []
@@ -229,9 +227,7 @@ class LanePool:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for every lane to come back, then close them. Later calls of `borrow` raise
-        SessionClosedError.
-        """
+        """Wait for every lane to come back, then close them. Later calls of `borrow` raise SessionClosedError."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

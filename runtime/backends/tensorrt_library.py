@@ -33,9 +33,7 @@ class LogMessage:
 
 
 def load_library(flavour: Flavour) -> Any:
-    """Import the Python bindings of `flavour`. Raises DependencyError, with the command that installs
-    them.
-    """
+    """Import the Python bindings of `flavour`. Raises DependencyError, with the command that installs them."""
     try:
         return importlib.import_module(flavour)
     except (ImportError, OSError) as error:
