@@ -1,0 +1,75 @@
+"""`resnet-export build`: engines on or for a target, added to a bundle that exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from resnet_export.exporter.cli.errors import debug_option
+from resnet_export.exporter.cli.export_options import CommaList
+from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.exporter.engine_build import add_engines
+from resnet_export.exporter.engine_options import BuildOptions
+from resnet_export.runtime.host import probe
+
+
+@click.command(name="build")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
+    show_default=True,
+    help="Flavour to build with: whatever this host can, or one.",
+)
+@click.option("--gpu", type=CommaList(), default=(), metavar="sm86,sm89,…", help="GPUs to build for.")
+@click.option(
+    "--workspace", "workspace_mib", type=click.IntRange(min=1), metavar="MIB", help="Limit of scratch memory."
+)
+@click.option("--tf32", is_flag=True, help="Let fp32 layers compute in TF32.")
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(["none", "same_compute_capability", "ampere+"]),
+    default="none",
+    show_default=True,
+    help="Other GPUs that the engine shall run on (classic).",
+)
+@click.option("--version-compatible", is_flag=True, help="Run on later minor versions as well (classic).")
+@click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine (classic).")
+@click.option("--refit", is_flag=True, help="Allow the weights to be replaced (classic).")
+@click.option("--sparse", is_flag=True, help="Use 2:4 sparsity where the weights have it (classic).")
+@click.option(
+    "--dla-core", type=click.IntRange(min=0), metavar="N", help="Run on this DLA core (classic, Jetson)."
+)
+@click.option(
+    "--log-folder", type=click.Path(path_type=Path, file_okay=False), help="Keep TensorRT's messages here."
+)
+@click.option("--quiet", is_flag=True, help="No progress and no summary.")
+@debug_option
+def command(
+    bundle: Path, engine: Any, gpu: tuple[str, ...], log_folder: Path | None, quiet: bool, **options: Any
+) -> None:
+    """Build engines from BUNDLE's typed ONNX graphs and add them to it, in one step.
+
+    An option that the flavour cannot honour is refused. Interrupted, the bundle stays as it was.
+    """
+    if log_folder is not None:
+        log_folder.mkdir(parents=True, exist_ok=True)
+    extended, notes = add_engines(
+        bundle,
+        engine=engine,
+        gpu=gpu,
+        host=probe(),
+        options=BuildOptions(**options),
+        log_folder=log_folder,
+        progress=progress_bar(quiet=quiet),
+    )
+    for note in notes:
+        click.echo(f"Note: {note}", err=True)
+    if not quiet:
+        for artifact in extended.manifest.artifacts:
+            if artifact.engine is not None:
+                seconds = artifact.engine.build_seconds
+                click.echo(f"{artifact.file}  {artifact.bytes / 1e6:.1f} MB, built in {seconds:.1f} s")

@@ -1,0 +1,127 @@
+"""`resnet-export` itself: flags to specs, and what came out to the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.exporter.request import check_request
+from resnet_export.exporter.spec import ExportSpec, ModelSpec
+from resnet_export.runtime.manifest import BatchRange
+
+if TYPE_CHECKING:
+    from resnet_export.exporter.bundle import Bundle
+    from resnet_export.exporter.pipeline import Subject
+    from resnet_export.runtime.parity.report import ParityReport
+
+
+def run(
+    *,
+    depth: str | None,
+    arch: str | None,
+    weights: str | None,
+    num_classes: int | None,
+    labels: Path | None,
+    image_size: int,
+    batch: BatchRange,
+    fp16: bool,
+    calib: Path | None,
+    input_kind: Any,
+    engine: Any,
+    gpu: tuple[str, ...],
+    out: Path | None,
+    force: bool,
+    seed: int,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export, print the parity table, and exit with 1 when something is outside its tolerance."""
+    model = ModelSpec(
+        depth=None if depth is None else int(depth),
+        arch=arch,
+        weights=weights,
+        num_classes=num_classes,
+        labels=labels,
+        image_size=image_size,
+        seed=seed,
+    )
+    spec = ExportSpec(
+        fp16=fp16, input=input_kind, batch=batch, calib=calib, engine=engine, gpu=gpu, force=force
+    )
+    # Before the imports that would fail for what is missing, in words that help nobody.
+    check_request(model, spec)
+    from resnet_export.exporter.pipeline import REPORT, export, prepare
+    from resnet_export.runtime.parity import text
+    from resnet_export.runtime.parity.report import decode_report
+
+    progress = progress_bar(quiet=quiet)
+    if dry_run:
+        _print_plan(prepare(model, spec, out, progress=progress), spec, as_json=as_json)
+        return
+    bundle = export(model, spec, out, progress=progress)
+    report = decode_report((bundle.path / REPORT).read_bytes())
+    for notice in bundle.manifest.provenance.notices:
+        click.echo(f"Note: {notice}", err=True)
+    if as_json:
+        click.echo(json.dumps(_summary(bundle, report), indent=2))
+    elif not quiet:
+        click.echo(text.render(report))
+        click.echo(f"{bundle.path} holds {_contents(bundle)}; the report is {bundle.path / REPORT}")
+    sys.exit(report.exit_code)
+
+
+def _print_plan(subject: Subject, spec: ExportSpec, *, as_json: bool) -> None:
+    from resnet_export.exporter.flavours import sm
+
+    network = subject.network
+    plan = {
+        "out": str(subject.out),
+        "replaces": subject.out.exists(),
+        "architecture": network.info.arch,
+        "classes": network.info.num_classes,
+        "weights": network.info.weights.name,
+        "precisions": ["fp32", *(["fp16"] if spec.fp16 else [])],
+        "engines": [
+            f"{build.flavour} for {' '.join(map(sm, build.targets))}" for build in subject.engines.builds
+        ],
+        "images": f"{len(subject.images.golden)} golden, {subject.images.source}",
+        "megabytes": round(subject.bytes_needed / 1e6, 1),
+    }
+    if as_json:
+        click.echo(json.dumps(plan, indent=2))
+        return
+    for key, value in plan.items():
+        click.echo(f"{key:<13} {', '.join(value) or 'none' if isinstance(value, list) else value}")
+    click.echo("Nothing was written, because of --dry-run.")
+
+
+def _contents(bundle: Bundle) -> str:
+    return ", ".join(
+        f"{artifact.file} ({artifact.bytes / 1e6:.1f} MB)" for artifact in bundle.manifest.artifacts
+    )
+
+
+def _summary(bundle: Bundle, report: ParityReport) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle.path),
+        "status": report.verdict.status,
+        "verdict": report.verdict.sentence,
+        "notices": list(bundle.manifest.provenance.notices),
+        "artifacts": [
+            {
+                "name": artifact.name,
+                "file": artifact.file,
+                "precision": str(artifact.precision),
+                "bytes": artifact.bytes,
+                "sha256": artifact.sha256,
+                "kept": [layer.node for layer in artifact.kept],
+            }
+            for artifact in bundle.manifest.artifacts
+        ],
+    }

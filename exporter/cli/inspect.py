@@ -1,0 +1,111 @@
+"""`resnet-export inspect`: what is inside a bundle, what this host would run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from resnet_export.exporter.cli.errors import debug_option
+from resnet_export.exporter.cli.session_options import session_options
+from resnet_export.runtime.choice import Resolution
+from resnet_export.runtime.engine_report import TABLE_HEADER, LayerReport, read_reports, summary, table
+from resnet_export.runtime.host import HostFacts, probe
+from resnet_export.runtime.manifest import Artifact, Manifest, verify_bundle
+from resnet_export.runtime.resolve import parse_wish, resolve
+
+
+@click.command(name="inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@session_options
+@click.option("--layers", is_flag=True, help="Show every engine's layers, and which missed their precision.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+def command(bundle: Path, layers: bool, as_json: bool, **wish: Any) -> None:
+    """Show what BUNDLE holds, what this host would run, and why.
+
+    Every file's hash is checked; nothing is loaded into a backend.
+    """
+    manifest = verify_bundle(bundle)
+    reports = read_reports(bundle, manifest) if layers else ()
+    host = probe()
+    resolution = resolve(manifest, host, parse_wish(manifest, **wish))
+    if as_json:
+        found: dict[str, object] = {"manifest": manifest, "host": host, "resolution": resolution}
+        if layers:
+            found["layers"] = {artifact.name: report for artifact, report in reports}
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        return
+    click.echo("\n".join(_lines(bundle, manifest, host, resolution)))
+    if layers:
+        click.echo("\n".join(_layers(reports)))
+
+
+def _lines(bundle: Path, manifest: Manifest, host: HostFacts, resolution: Resolution) -> Iterator[str]:
+    from tabulate import tabulate
+
+    model, made = manifest.model, manifest.provenance
+    weights = model.weights
+    origin = f"untrained, seed {weights.seed}" if weights.source == "untrained" else weights.name
+    yield f"{bundle}: {model.arch}, {model.num_classes} classes, {model.parameters:,} parameters ({origin})"
+    spec = manifest.input
+    yield f"input   {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}] {spec.layout}"
+    batch = manifest.batch
+    yield f"batch   {batch.min} to {batch.max}, best at {batch.opt}"
+    version = made.versions.get("resnet-export", "an unknown version")
+    yield f"made    {made.created} by resnet-export {version}, PyTorch's {made.exporter} exporter, opset {made.opset}"
+    golden = manifest.golden
+    yield f"golden  {golden.count} images ({golden.source}), logits of {', '.join(golden.stages)}"
+    yield from (f"note    {notice}" for notice in made.notices)
+    yield ""
+    headers = ["artifact", "file", "precision", "target", "MB", "sha256", "parity"]
+    rows = [
+        [
+            artifact.name,
+            artifact.file,
+            artifact.precision,
+            artifact.target,
+            f"{artifact.bytes / 1e6:.1f}",
+            artifact.sha256[:12],
+            _verdicts(artifact),
+        ]
+        for artifact in manifest.artifacts
+    ]
+    yield tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+    for artifact in manifest.artifacts:
+        for layer in artifact.kept:
+            yield f"  {artifact.name} keeps {layer.node} in {layer.precision}: {layer.reason}"
+    yield ""
+    yield from _host(host)
+    yield f"would run {resolution.choice}" if resolution.choice else "would run nothing"
+    yield from (f"  {considered}" for considered in resolution.trace)
+
+
+def _layers(reports: Sequence[tuple[Artifact, LayerReport]]) -> Iterator[str]:
+    from tabulate import tabulate
+
+    if not reports:
+        yield "\nno engine has a layer report"
+    for artifact, report in reports:
+        yield f"\n{artifact.name}"
+        yield from (f"  {sentence}" for sentence in summary(report))
+        yield ""
+        yield tabulate(table(report), headers=TABLE_HEADER, tablefmt="simple", disable_numparse=True)
+
+
+def _verdicts(artifact: Artifact) -> str:
+    """Return "onnxruntime ok, openvino FAILED", or that nothing is recorded."""
+    said = [f"{verdict.backend} {'ok' if verdict.passed else 'FAILED'}" for verdict in artifact.parity]
+    return ", ".join(said) or "unchecked"
+
+
+def _host(host: HostFacts) -> Iterator[str]:
+    packages = ", ".join(f"{package.distribution} {package.version}" for package in host.packages)
+    yield f"host    {host.machine}, {host.cpus} processors, {' '.join(host.cpu_features) or 'features unknown'}"
+    yield f"        backends: {packages or 'none'}"
+    yield from (f"        {gpu.name}, compute capability {gpu.compute_capability}" for gpu in host.gpus)
+    if host.gpu_note:
+        yield f"        no GPU: {host.gpu_note}"

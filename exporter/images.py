@@ -1,0 +1,51 @@
+"""The real images that an export looks at: golden inputs, and the images that ranges are scanned on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_export.calibration.dataset import check_for_calibration, open_dataset
+from resnet_export.exporter.photos import photographs
+from resnet_export.exporter.spec import ExportSpec
+from resnet_export.runtime.manifest import Preprocessing
+
+GOLDEN_COUNT = 32
+"""Enough that a flipped prediction shows, few enough that every stage can be compared on all of them."""
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Images:
+    """`golden` uint8 [M, H, W, 3]; `batches()` starts a pass over all images, uint8 [n, H, W, 3] at a time."""
+
+    golden: NDArray[np.uint8]
+    batches: Callable[[], Iterator[NDArray[np.uint8]]]
+    source: Literal["bundled", "calibration"]
+
+
+def choose_images(spec: ExportSpec, preprocessing: Preprocessing, labels: Sequence[str], seed: int) -> Images:
+    """Return the user's calibration images, or the photographs that ship with the package.
+
+    Raises DatasetError when the calibration images cannot be read, or cannot be calibrated on.
+    """
+    if spec.calib is None:
+        crops = photographs(preprocessing.crop)
+        return Images(crops[:GOLDEN_COUNT], lambda: iter([crops]), "bundled")
+    dataset = open_dataset(
+        spec.calib,
+        preprocessing=preprocessing,
+        limit=spec.calib_count,
+        seed=seed,
+        labels=labels,
+        num_classes=len(labels),
+    )
+    check_for_calibration(dataset)
+    # Drawn from the whole set: the first of a folder would all be of its first classes.
+    golden = next(dataset.sample(GOLDEN_COUNT).batches(GOLDEN_COUNT)).images
+    return Images(golden, lambda: (batch.images for batch in dataset.batches(_BATCH)), "calibration")

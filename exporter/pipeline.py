@@ -1,0 +1,198 @@
+"""The line from a checkpoint to a bundle: each step takes a value and returns the next."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from numpy.typing import NDArray
+
+from resnet_export.exporter.bundle import Bundle, Staging, check_output, staging
+from resnet_export.exporter.describe import describe
+from resnet_export.exporter.draft import Draft
+from resnet_export.exporter.engine_build import compile_engines, engine_sources
+from resnet_export.exporter.finish import finish
+from resnet_export.exporter.flavours import EnginePlan, plan_engines
+from resnet_export.exporter.graph import check_against, serialize, simplify, to_onnx
+from resnet_export.exporter.images import Images, choose_images
+from resnet_export.exporter.network import Network, build_network
+from resnet_export.exporter.precision import to_fp16
+from resnet_export.exporter.preprocessing_graph import bake_preprocessing
+from resnet_export.exporter.ranges import scan_ranges
+from resnet_export.exporter.request import bytes_needed, check_request, folder_name
+from resnet_export.exporter.spec import ExportSpec, ModelSpec
+from resnet_export.exporter.stage_check import Probe, compare, eager_probe
+from resnet_export.runtime.golden import EAGER, Golden, encode_golden
+from resnet_export.runtime.host import probe
+from resnet_export.runtime.manifest import Artifact, GoldenInfo, Manifest, Precision, Preprocessing
+from resnet_export.runtime.parity import markdown
+from resnet_export.runtime.parity.gate import run_parity
+from resnet_export.runtime.parity.report import ParityReport, encode_report
+from resnet_export.runtime.preprocess import normalize, to_input
+from resnet_export.runtime.progress import Progress, silent
+
+GOLDEN = "golden.npz"
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an export is about, once the request has been found in order.
+
+    `preprocessing` is that of the bundle, and differs from the network's in `in_graph`; `engines` says which
+    this host will build; `bytes_needed` is an upper bound of what the bundle takes on disk.
+    """
+
+    out: Path
+    network: Network
+    preprocessing: Preprocessing
+    images: Images
+    engines: EnginePlan
+    bytes_needed: int
+
+
+def export(
+    model: ModelSpec,
+    spec: ExportSpec | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress = silent,
+) -> Bundle:
+    """Export a network and return the bundle at `out` (the architecture's name in the current folder).
+
+    The bundle is checked before it is put into place: every artifact on every backend of this host, on the golden
+    images, against the eager network. The findings are in its `report.json` and in `Artifact.parity`; a
+    session runs no artifact that failed unless it is asked for by name.
+
+    Raises:
+        RequestError: an option, the checkpoint, the images or the output folder is wrong.
+        DependencyError: a package is not installed.
+        ExportError: a step's result differs from the eager network, or breaks ONNX's own rules.
+    """
+    spec = spec or ExportSpec()
+    subject = prepare(model, spec, out, progress=progress)
+    network, preprocessing, images = subject.network, subject.preprocessing, subject.images
+    with staging(subject.out, force=spec.force, bytes_needed=subject.bytes_needed) as stage:
+        eager = eager_probe(network.module, normalize(images.golden, network.preprocessing), progress)
+        shipped = Probe(to_input(images.golden, preprocessing), eager.logits)
+
+        fp32 = to_fp32(network, spec, preprocessing, eager, shipped)
+        drafts = [fp32]
+        if spec.fp16:
+            inputs = (to_input(batch, preprocessing) for batch in images.batches())
+            drafts.append(narrow(fp32, spec, inputs, shipped, progress))
+        return ship(stage, subject, spec, eager, drafts, progress)
+
+
+def prepare(
+    model: ModelSpec,
+    spec: ExportSpec,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress = silent,
+) -> Subject:
+    """Check the request and build what it is about; nothing is written. Raises what `export` raises for it."""
+    check_request(model, spec)
+    engines = plan_engines(spec.engine, spec.gpu, probe())
+    place = folder_name(model) if out is None else out
+    if place is not None:
+        check_output(place, force=spec.force)
+    network = build_network(model, progress)
+    place = network.info.arch if place is None else place
+    need = bytes_needed(network.info, spec)
+    check_output(place, force=spec.force, bytes_needed=need)
+    preprocessing = msgspec.structs.replace(network.preprocessing, in_graph=spec.input == "uint8")
+    images = choose_images(spec, network.preprocessing, network.labels, model.seed)
+    return Subject(Path(place), network, preprocessing, images, engines, need)
+
+
+def to_fp32(
+    network: Network, spec: ExportSpec, preprocessing: Preprocessing, eager: Probe, shipped: Probe
+) -> Draft:
+    """nn.Module → ONNX → simplified ONNX, each held to the eager network's logits.
+
+    `eager` has normalized images, `shipped` the same images as the finished graph takes them.
+    """
+    graph = to_onnx(network.module, image_size=preprocessing.crop, batch=spec.batch, probe=eager)
+    graph = check_against(simplify(graph), eager, step="simplified", batch=spec.batch)
+    if preprocessing.in_graph:
+        graph = bake_preprocessing(graph, preprocessing)
+        graph = check_against(graph, shipped, step="fp32", batch=spec.batch)
+    return Draft("fp32", "model.onnx", Precision.FP32, "any", graph, graph.checks[-1].logits)
+
+
+def narrow(
+    fp32: Draft, spec: ExportSpec, inputs: Iterable[NDArray[Any]], shipped: Probe, progress: Progress
+) -> Draft:
+    """fp32 ONNX → strongly typed fp16 ONNX; layers that leave fp16's range on `inputs` keep fp32."""
+    typed = to_fp16(fp32.graph, scan_ranges(fp32.graph, inputs, progress))
+    # Measured here and judged with everything else: whether fp16 is close enough is the parity check's to say.
+    found = compare(typed.graph.model, shipped, step="fp16", batch=spec.batch, limit=math.inf)
+    return Draft("fp16", "model.fp16.onnx", Precision.FP16, "any", typed.graph, found.logits, typed.kept)
+
+
+def ship(
+    stage: Staging, subject: Subject, spec: ExportSpec, eager: Probe, drafts: list[Draft], progress: Progress
+) -> Bundle:
+    """typed ONNX → engines → bundle: written, checked where nobody sees it yet, and put into place."""
+    network, preprocessing = subject.network, subject.preprocessing
+    files, written = {}, {}
+    for draft in drafts:
+        graph = finish(draft.graph, info=network.info, preprocessing=preprocessing, precision=draft.precision)
+        files[draft.name] = serialize(graph.model)
+        written[draft.name] = stage.write(draft.file, files[draft.name])
+    golden = write_golden(stage, subject.images, eager, drafts)
+    notices = (*network.notices, *drafts[0].graph.notices)
+    artifacts = [(draft, written[draft.name]) for draft in drafts]
+    manifest = describe(network, spec, preprocessing, artifacts, golden, notices)
+    sources = [(artifact, files[artifact.name]) for artifact in engine_sources(manifest)]
+    built, notes = compile_engines(sources, spec.batch, subject.engines, progress=progress)
+    for engine in built:
+        stage.write(engine.artifact.file, engine.plan)
+        for name, data in engine.files().items():
+            stage.write(name, data)
+    manifest = with_engines(manifest, [engine.artifact for engine in built], notes)
+    report = run_parity(stage.draft(manifest), progress=progress)
+    stage.write(REPORT, encode_report(report))
+    stage.write("report.md", markdown.render(report).encode())
+    return stage.commit(with_verdicts(manifest, report))
+
+
+def write_golden(stage: Staging, images: Images, eager: Probe, drafts: list[Draft]) -> GoldenInfo:
+    """Write the golden images with the logits of every stage on them."""
+    logits = {EAGER: eager.logits}
+    logits |= {check.step: check.logits for check in drafts[0].graph.checks}
+    logits |= {draft.name: draft.logits for draft in drafts}
+    file = stage.write(GOLDEN, encode_golden(Golden(images.golden, logits)))
+    return GoldenInfo(
+        file=file.file,
+        bytes=file.bytes,
+        sha256=file.sha256,
+        count=len(images.golden),
+        source=images.source,
+        stages=tuple(sorted(logits)),
+    )
+
+
+def with_engines(manifest: Manifest, engines: Sequence[Artifact], notes: Sequence[str]) -> Manifest:
+    """Return the manifest with the engines, and a notice for each that was not built."""
+    provenance = manifest.provenance
+    return msgspec.structs.replace(
+        manifest,
+        artifacts=(*manifest.artifacts, *engines),
+        provenance=msgspec.structs.replace(provenance, notices=(*provenance.notices, *notes)),
+    )
+
+
+def with_verdicts(manifest: Manifest, report: ParityReport) -> Manifest:
+    """Return the manifest with what the parity check found of each artifact."""
+    judged = (
+        msgspec.structs.replace(artifact, parity=report.verdicts(artifact.name))
+        for artifact in manifest.artifacts
+    )
+    return msgspec.structs.replace(manifest, artifacts=tuple(judged))

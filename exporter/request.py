@@ -1,0 +1,63 @@
+"""Whether a request can be served, decided before any work: packages, options that need each other."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from resnet_export.exporter.source import locate
+from resnet_export.exporter.spec import ExportSpec, ModelSpec
+from resnet_export.runtime.errors import DependencyError, RequestError
+from resnet_export.runtime.manifest import ModelInfo
+
+# Module → the extra that installs it. Every step of an export is checked with ONNX Runtime.
+_NEEDED = {
+    "torch": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxsim": "export",
+    "safetensors": "export",
+    "onnxruntime": "cpu",
+}
+
+# Golden images and logits, manifest and reports.
+_OVERHEAD = 16 * 2**20
+
+
+def check_request(model: ModelSpec, spec: ExportSpec) -> None:
+    """Raise DependencyError or RequestError for what would fail later, without importing anything heavy."""
+    missing = {name: extra for name, extra in _NEEDED.items() if importlib.util.find_spec(name) is None}
+    if missing:
+        extras = ",".join(sorted(set(missing.values())))
+        why = ", with which every step of an export is checked" if list(missing) == ["onnxruntime"] else ""
+        raise DependencyError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed{why}; "
+            f"run: pip install -c constraints.txt 'resnet-export[{extras}]'"
+        )
+    if model.depth is None and model.arch is None and model.weights is None:
+        raise RequestError(
+            "nothing says which network to export; give --depth, --arch, or --weights with a checkpoint"
+        )
+    if not spec.batch.min <= spec.batch.opt <= spec.batch.max:
+        raise RequestError(
+            f"the batch sizes {spec.batch.min},{spec.batch.opt},{spec.batch.max} are not in order; "
+            "give MIN,OPT,MAX with 1 ≤ MIN ≤ OPT ≤ MAX"
+        )
+    if spec.calib is not None and not spec.calib.exists():
+        raise RequestError(
+            f"the calibration images {spec.calib} do not exist; give a folder, .npz or list file"
+        )
+
+
+def folder_name(model: ModelSpec) -> str | None:
+    """Return the default name of the bundle's folder, or None where only the checkpoint tells it.
+
+    Raises what `source.locate` raises for a request that contradicts itself or a checkpoint that is missing.
+    """
+    architecture = locate(model).architecture
+    return None if architecture is None else architecture.name
+
+
+def bytes_needed(model: ModelInfo, spec: ExportSpec) -> int:
+    """Return about how much the bundle will take on disk, an upper bound for any architecture of the zoo."""
+    copies = 4.0 + (2.0 if spec.fp16 else 0.0) + (2.0 if spec.int8 else 0.0)  # bytes per parameter
+    return int(1.1 * copies * model.parameters) + _OVERHEAD

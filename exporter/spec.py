@@ -1,0 +1,56 @@
+"""What the user asks for: two frozen values in which every option has exactly one home."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from resnet_export.runtime.manifest import BatchRange
+
+InputKind = Literal["float32", "uint8"]
+CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+EngineChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which network, with which parameters.
+
+    `depth` or `arch` names the architecture (both may be given when they agree; neither when `weights` lets it
+    be inferred). `weights` is a checkpoint file, "imagenet", or a torchvision weight name; None means a seeded
+    untrained network. `num_classes` and `labels` (a text file, one label a line) default to what the
+    checkpoint and ImageNet say.
+    """
+
+    depth: int | None = None
+    arch: str | None = None
+    weights: str | None = None
+    num_classes: int | None = None
+    labels: Path | None = None
+    image_size: int = 224
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """What to make of it.
+
+    The fp32 ONNX artifact is always made; `fp16` and `int8` each add artifacts. `calib` is a folder, an .npz
+    file or a list file of images; `keep_fp16` is "auto", "none" or a tuple of layer names; `gpu` names compute
+    capabilities ("sm86"); `max_drop` is in percentage points.
+    """
+
+    fp16: bool = False
+    int8: bool = False
+    input: InputKind = "float32"
+    batch: BatchRange = field(default_factory=BatchRange)
+    calib: Path | None = None
+    calib_method: CalibrationMethod = "auto"
+    calib_count: int = 256
+    calib_table: Path | None = None
+    keep_fp16: Literal["auto", "none"] | tuple[str, ...] = "auto"
+    max_drop: float | None = None
+    engine: EngineChoice = "auto"
+    gpu: tuple[str, ...] = ()
+    force: bool = False

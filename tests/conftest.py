@@ -1,0 +1,53 @@
+"""Fixtures that more than one part of the suite needs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> ModuleType:
+    """torchvision beside a CPU build of torch.
+
+    Its wheel is built for CUDA and looks operator names up at import that a CPU torch lacks; they are defined
+    here, and stay unusable. Transforms on PIL images and the classifiers of `torchvision.models` work.
+    """
+    import torch
+
+    spec = importlib.util.find_spec("torchvision")
+    assert spec is not None
+    assert spec.origin is not None
+    source = (Path(spec.origin).parent / "_meta_registrations.py").read_text()
+    names = set(re.findall(r"torchvision::(\w+)", source)) | set(
+        re.findall(r'register_meta\("(\w+)"\)', source)
+    )
+    library = torch.library.Library("torchvision", "DEF")
+    for name in sorted(names):
+        library.define(f"{name}(Tensor x) -> Tensor")
+    module = importlib.import_module("torchvision")
+    module._library = library  # it unregisters its operators when it is collected
+    return module
+
+
+@pytest.fixture(scope="session")
+def resnet18_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained ResNet-18 at 64 pixels with fp16, exported once for the whole run. Not to be written to."""
+    from resnet_export.exporter import ExportSpec, ModelSpec, export
+
+    out = tmp_path_factory.mktemp("bundles") / "resnet18"
+    export(ModelSpec(depth=18, image_size=64), ExportSpec(fp16=True), out)
+    return out
+
+
+@pytest.fixture
+def photograph_files() -> list[Path]:
+    """The two photographs that scikit-learn ships, as files."""
+    from sklearn.datasets import load_sample_images
+
+    return [Path(name) for name in load_sample_images().filenames]
