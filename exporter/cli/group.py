@@ -14,6 +14,7 @@ from resnet_export.exporter.cli.export_options import export_options
 COMMANDS = {
     "build": "Build engines on or for a target and add them to a bundle.",
     "parity": "Compare a bundle's artifacts with the reference; a gate for CI.",
+    "bench": "Time a bundle's artifacts on every backend of this host, side by side.",
     "infer": "Print the most probable labels of images.",
     "inspect": "Show what a bundle holds, what this host would run, and why.",
     "models": "List the architectures with parameters, operations and published accuracy.",

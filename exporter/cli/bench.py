@@ -1,0 +1,82 @@
+"""`resnet-export bench`: latency and throughput, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from resnet_export.exporter.cli.errors import debug_option
+from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.runtime.bench import Bench, bench
+
+
+@click.command(name="bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 8),
+    show_default=True,
+    help="Batch size (repeatable).",
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=20, show_default=True, help="Counted calls of each."
+)
+@click.option(
+    "--artifact", "artifacts", multiple=True, metavar="NAME", help="Time this artifact (repeatable)."
+)
+@click.option(
+    "--backend", "backends", multiple=True, metavar="NAME", help="Time on this backend (repeatable)."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each backend.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@debug_option
+def command(
+    bundle: Path,
+    batches: tuple[int, ...],
+    rounds: int,
+    artifacts: tuple[str, ...],
+    backends: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Time BUNDLE's artifacts on every backend of this host, in turns within one run."""
+    found = bench(
+        bundle,
+        batches=batches,
+        rounds=rounds,
+        artifacts=artifacts or None,
+        backends=backends or None,
+        threads=threads,
+        progress=progress_bar(quiet=quiet),
+    )
+    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if as_json else _text(found))
+
+
+def _text(found: Bench) -> str:
+    from tabulate import tabulate
+
+    rows = [
+        [
+            timing.artifact,
+            f"{timing.backend} ({timing.provider}, {timing.device})",
+            f"{timing.precision}{', emulated' if timing.emulated else ''}",
+            str(timing.batch),
+            f"{timing.milliseconds:.1f} ({timing.low:.1f}–{timing.high:.1f})",
+            f"{timing.images_per_second:.1f}",
+            "" if timing.speedup is None else f"{timing.speedup:.2f}×",
+        ]
+        for timing in found.timings
+    ]
+    headers = ["artifact", "backend", "ran in", "batch", "ms (quartiles)", "images/s", "against fp32"]
+    table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+    skipped = dict.fromkeys(
+        f"not run: {item.artifact} on {item.backend}: {item.reason}" for item in found.skipped
+    )
+    return "\n".join([table, "", f"medians of {found.rounds} calls, taken in turns", *skipped])
