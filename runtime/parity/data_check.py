@@ -1,0 +1,156 @@
+"""The runs on further images, in one pass: each image is decoded once and goes through the reference once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain as joined
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike
+
+from resnet_export.runtime.errors import BackendError, DatasetError
+from resnet_export.runtime.parity.compare import Batch, Comparison, ImageBatch, Runner, compare_all
+from resnet_export.runtime.parity.criteria import (
+    Criterion,
+    accuracy_drop,
+    judge,
+    labels_fit,
+    max_drop,
+    min_agreement,
+)
+from resnet_export.runtime.parity.golden_check import Limits, Subject, error_text
+from resnet_export.runtime.parity.plan import is_reference
+from resnet_export.runtime.parity.report import Check
+from resnet_export.runtime.preprocess import to_input
+
+
+class Remembered:
+    """A runner that keeps its last result, so that the reference stands among the candidates for free."""
+
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._last: ArrayLike = ()
+
+    def __call__(self, images: Any) -> ArrayLike:
+        self._last = self._run(images)
+        return self._last
+
+    def again(self, images: Any) -> ArrayLike:
+        """Return the result for the images that came last, which `images` are."""
+        del images
+        return self._last
+
+
+def inputs(data: Iterable[ImageBatch], limits: Limits) -> Iterator[ImageBatch]:
+    """Return the batches with network inputs in place of crops; looks at the first before any work is done."""
+    batches = _limited(data, limits.asked.limit)
+    first = next(batches, None)
+    if first is None:
+        raise DatasetError(f"{limits.asked.data} hold no image; give at least one")
+    if limits.asked.max_drop is not None and first.labels is None:
+        raise DatasetError(
+            f"max_drop was given, and {limits.asked.data} have no labels; give labelled images"
+        )
+    preprocessing = limits.manifest.preprocessing
+    return (
+        Batch(to_input(batch.images, preprocessing), batch.labels, batch.names)
+        for batch in joined([first], batches)
+    )
+
+
+def _limited(data: Iterable[ImageBatch], limit: int | None) -> Iterator[ImageBatch]:
+    left = math.inf if limit is None else limit
+    for batch in data:
+        count = len(batch.images)
+        if count > left:
+            keep = int(left)
+            labels = None if batch.labels is None else np.asarray(batch.labels)[:keep]
+            yield Batch(batch.images[:keep], labels, batch.names[:keep])
+            return
+        if count:
+            yield batch
+        left -= count
+        if not left:
+            return
+
+
+def check_data(
+    subjects: tuple[Subject, ...], batches: Iterable[ImageBatch], limits: Limits, eager: Runner | None
+) -> tuple[tuple[Subject, ...], tuple[str, ...]]:
+    """Compare all open runs with the reference on `batches` of network inputs.
+
+    Returns the subjects with what was found, and remarks for the report. The reference is `eager`, or else
+    the first fp32 run that has passed against golden; without one, nothing is compared and a remark says
+    why. Raises DatasetError for labels that are wrong, and BackendError when the reference fails.
+    """
+    chosen = None if eager is not None else next(filter(_can_refer, subjects), None)
+    source = chosen.runner if chosen is not None else eager
+    if source is None:
+        return subjects, (
+            f"{limits.asked.data} were not used: the fp32 graph, their reference, failed against golden",
+        )
+    reference = Remembered(source)
+    runners: dict[str, Runner] = {}
+    widths: dict[str, float] = {}
+    for subject in subjects:
+        if subject.runner is not None and subject.entry.error is None:
+            key = subject.entry.key
+            runners[key] = reference.again if subject is chosen else subject.runner
+            widths[key] = limits.near_tie(subject.entry.tolerance)
+    found = compare_all(reference, runners, batches, near_tie=widths)
+    golden = None if chosen is None else chosen.entry.check("golden")
+    error = None if golden is None else golden.comparison.figures.relative_error
+    checked = tuple(
+        _with_data(subject, found.get(subject.entry.key), error, limits, itself=subject is chosen)
+        for subject in subjects
+    )
+    return checked, ()
+
+
+def _can_refer(subject: Subject) -> bool:
+    return is_reference(subject.run) and subject.entry.passed and subject.runner is not None
+
+
+def _with_data(
+    subject: Subject,
+    found: Comparison | BackendError | None,
+    reference_error: float | None,
+    limits: Limits,
+    *,
+    itself: bool,
+) -> Subject:
+    if found is None:
+        return subject
+    if isinstance(found, BackendError):
+        text = error_text("failed on further images", found)
+        return replace(subject, entry=msgspec.structs.replace(subject.entry, error=text))
+    if itself and found.labelled is None:
+        return subject
+    check = Check(
+        images="data",
+        reference=limits.asked.reference,
+        reference_error=reference_error,
+        comparison=found,
+        criteria=tuple(_criteria(subject, found, limits, itself=itself)),
+    )
+    entry = msgspec.structs.replace(subject.entry, checks=(*subject.entry.checks, check))
+    return replace(subject, entry=entry)
+
+
+def _criteria(subject: Subject, found: Comparison, limits: Limits, *, itself: bool) -> Iterator[Criterion]:
+    labelled, asked = found.labelled, limits.asked
+    if not itself:
+        yield from judge(found.figures, subject.entry.tolerance, near_ties_agree=limits.untrained)
+        if asked.min_agreement is not None:
+            yield min_agreement(found, asked.min_agreement)
+        if labelled is not None:
+            yield accuracy_drop(labelled) if asked.max_drop is None else max_drop(labelled, asked.max_drop)
+    # An untrained network is right as often as chance has it.
+    if labelled is not None and not limits.untrained:
+        fit = labels_fit(labelled)
+        if fit is not None:
+            yield fit

@@ -1,0 +1,177 @@
+"""The gate: run every artifact on every usable backend, compare, and report.
+
+The golden images and the eager logits in the bundle are always checked. Further images, with or without
+labels, are compared with the fp32 graph once that has itself passed against golden, or with an eager model
+that the caller brings. Everything streams: one pass over the images, one batch in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+
+from resnet_export.runtime.backends import ROUTES
+from resnet_export.runtime.errors import NoBackendError, RequestError
+from resnet_export.runtime.golden import EAGER, read_golden
+from resnet_export.runtime.host import HostFacts, probe
+from resnet_export.runtime.manifest import Precision, read_manifest
+from resnet_export.runtime.parity.compare import ImageBatch, Runner, printable
+from resnet_export.runtime.parity.data_check import check_data, inputs
+from resnet_export.runtime.parity.golden_check import Limits, Subject, check_golden, require_same
+from resnet_export.runtime.parity.plan import is_reference, plan
+from resnet_export.runtime.parity.report import Asked, ParityReport, identity, summarize
+from resnet_export.runtime.parity.tolerances import Overrides
+from resnet_export.runtime.progress import Progress, silent
+
+# With fewer classes predicted than this, agreement on the golden images proves little.
+_FEW_CLASSES = 3
+
+
+def run_parity(
+    bundle: str | os.PathLike[str],
+    *,
+    data: Iterable[ImageBatch] | None = None,
+    data_name: str = "further images",
+    artifacts: Collection[str] | None = None,
+    backends: Collection[str] | None = None,
+    precisions: Collection[Precision] | None = None,
+    eager: Runner | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    tolerances: Overrides | None = None,
+    limit: int | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> ParityReport:
+    """Check the bundle in the folder `bundle` on this host.
+
+    Args:
+        data: further images in batches, consumed once, as they come: `images` are crops, uint8 [N, H, W, 3] RGB,
+            as `preprocess.load` cuts them, `labels` class indices or None.
+        data_name: what reports call these images.
+        artifacts, backends, precisions: restrict the runs; None means all, each artifact in its own precision.
+        eager: the reference for `data`: takes what the artifacts take and returns logits [N, classes]. By default
+            the fp32 graph is the reference.
+        max_drop: the accuracy drop in percentage points that is still in order; needs labelled `data`.
+        min_agreement: the top-1 agreement in percent that is demanded on `data`, or on the golden images without.
+        tolerances: limits that replace the bundle's, see `parse_overrides`.
+        limit: use at most that many images of `data`.
+        threads: CPU threads of each backend; by default the backend decides.
+
+    A run that a backend refuses or that fails half-way is an entry with an error, and has not passed; a run
+    that this host cannot make is listed as skipped with its reason.
+
+    Raises:
+        RequestError: an option is wrong; DatasetError: `data` is empty, or its labels are missing or wrong.
+        BundleError, SchemaError, IntegrityError: the bundle cannot be read, is not what was exported, or was
+            replaced during the check.
+        NoBackendError: `data` was given, and no fp32 graph runs here that it could be compared with.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    asked = Asked(
+        artifacts=_names(artifacts),
+        backends=_names(backends),
+        precisions=None if precisions is None else tuple(dict.fromkeys(precisions)),
+        data=None if data is None else printable(data_name),
+        reference="onnx" if eager is None else EAGER,
+        limit=limit,
+        max_drop=max_drop,
+        min_agreement=min_agreement,
+    )
+    _check_asked(asked)
+    manifest = read_manifest(bundle)
+    limits = Limits(manifest, read_golden(bundle), asked, tolerances)
+    require_same(read_manifest(bundle), manifest)
+    host = probe()
+    planned = plan(manifest, host, asked)
+    if asked.data is not None and eager is None and not any(map(is_reference, planned.runs)):
+        raise NoBackendError(
+            f"{asked.data} need the fp32 graph to be compared with, and nothing on this host runs it; install a "
+            "backend that does (pip install 'resnet-export[cpu]'), or leave the data out"
+        )
+    stream = None if data is None else inputs(data, limits)
+
+    with ExitStack() as stack:
+        subjects = tuple(
+            check_golden(bundle, run, limits, host, threads, stack, keep=stream is not None)
+            for run in progress(planned.runs, "golden images", len(planned.runs))
+        )
+        notes = _notes(limits, subjects)
+        if stream is not None:
+            batches = progress(stream, "further images")
+            subjects, remarks = check_data(subjects, batches, limits, eager)
+            notes += remarks
+    entries = tuple(subject.entry for subject in subjects)
+    return ParityReport(
+        schema=1,
+        bundle=identity(manifest),
+        asked=asked,
+        entries=entries,
+        skipped=planned.skipped,
+        unverified=planned.unverified,
+        notes=notes,
+        verdict=summarize(entries, planned.unverified, planned.unmet),
+        versions=_versions(host, {entry.backend for entry in entries}),
+        times={
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": time.perf_counter() - clock,
+            "running": {
+                subject.entry.key: subject.runner.seconds
+                for subject in subjects
+                if subject.runner is not None
+            },
+        },
+    )
+
+
+def _names(given: Collection[str] | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(dict.fromkeys(given))
+
+
+def _check_asked(asked: Asked) -> None:
+    drop, agreement = asked.max_drop, asked.min_agreement
+    if drop is not None and not (math.isfinite(drop) and 0 <= drop <= 100):
+        raise RequestError(f"max_drop is {drop:g}, expected percentage points from 0 to 100")
+    if drop is not None and asked.data is None:
+        raise RequestError("max_drop was given without data; accuracy needs labelled images: give some")
+    if agreement is not None and not (math.isfinite(agreement) and 0 <= agreement <= 100):
+        raise RequestError(f"min_agreement is {agreement:g}, expected percent from 0 to 100")
+    if asked.limit is not None and asked.limit < 1:
+        raise RequestError(f"limit is {asked.limit}, expected at least one image")
+    for name, given in (("artifacts", asked.artifacts), ("backends", asked.backends)):
+        if given is not None and not given:
+            raise RequestError(f"{name} is empty; name at least one, or leave it out for all")
+
+
+def _notes(limits: Limits, subjects: tuple[Subject, ...]) -> tuple[str, ...]:
+    notes = [" ".join(notice.split()) for notice in limits.manifest.provenance.notices]
+    checks = [check for subject in subjects for check in subject.entry.checks]
+    classes = checks[0].comparison.figures.reference_classes if checks else _FEW_CLASSES
+    if classes < _FEW_CLASSES:
+        notes.append(
+            f"eager predicts only {classes} of the classes on the golden images, so that agreement proves "
+            "little there; the centred cosine does not depend on it"
+        )
+    return tuple(notes)
+
+
+def _versions(host: HostFacts, backends: set[str]) -> dict[str, str]:
+    """Return the versions of the packages that took part in the figures."""
+    from importlib import metadata
+
+    modules = {route.module for route in ROUTES if route.backend in backends}
+    found = {
+        package.distribution: package.version
+        for package in host.packages
+        if package.module in modules and package.version is not None
+    }
+    for name in ("numpy", "resnet-export"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+            continue
+    return found

@@ -1,0 +1,207 @@
+"""One run on the golden images: opened, run at several batch sizes, compared with eager, attributed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain as joined
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from resnet_export.runtime.backends import find_route
+from resnet_export.runtime.errors import BackendError, BundleError
+from resnet_export.runtime.golden import EAGER, Golden
+from resnet_export.runtime.host import HostFacts
+from resnet_export.runtime.manifest import BatchRange, Manifest, Precision, Tolerance
+from resnet_export.runtime.parity.attribution import Attribution, attribute, chain
+from resnet_export.runtime.parity.compare import Runner, compare, printable
+from resnet_export.runtime.parity.criteria import judge, min_agreement
+from resnet_export.runtime.parity.plan import Run
+from resnet_export.runtime.parity.report import Asked, Check, Entry
+from resnet_export.runtime.parity.tolerances import Overrides, coarser, near_tie_width, tolerance_for
+from resnet_export.runtime.preprocess import to_input
+from resnet_export.runtime.session import Session, open_session
+
+
+class Clocked:
+    """A runner that adds up the seconds it spends."""
+
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self.seconds = 0.0
+
+    def __call__(self, images: Any) -> ArrayLike:
+        start = time.perf_counter()
+        try:
+            return self._run(images)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run with its verdict so far, and its runner while it is open."""
+
+    run: Run
+    entry: Entry
+    runner: Clocked | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Everything that verdicts are made of besides figures."""
+
+    manifest: Manifest
+    golden: Golden
+    asked: Asked
+    overrides: Overrides | None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the network's predictions mean nothing."""
+        return self.manifest.model.weights.source == "untrained"
+
+    def tolerance(self, precision: Precision) -> Tolerance:
+        """Return the limits for `precision`."""
+        return tolerance_for(precision, self.manifest.tolerances, self.overrides, untrained=self.untrained)
+
+    def near_tie(self, tolerance: Tolerance) -> float:
+        """Return the near-tie width, in logits, under `tolerance`."""
+        return near_tie_width(tolerance, self.golden.logits[EAGER])
+
+
+def check_golden(
+    bundle: str | os.PathLike[str],
+    run: Run,
+    limits: Limits,
+    host: HostFacts,
+    threads: int | None,
+    stack: ExitStack,
+    *,
+    keep: bool,
+) -> Subject:
+    """Open one run and check it on the golden images; with `keep` it stays open until `stack` closes it."""
+    try:
+        session = stack.enter_context(
+            open_session(
+                bundle,
+                backend=run.backend,
+                precision=run.precision,
+                artifact=run.artifact.name,
+                device=run.device,
+                threads=threads,
+            )
+        )
+    except BackendError as error:
+        return Subject(run, _entry(run, limits, host, error=error_text("could not be opened", error)), None)
+    require_same(session.manifest, limits.manifest)
+    runner = Clocked(session.run)
+    try:
+        entry = _golden_entry(run, session, runner, limits, host)
+    except BackendError as error:
+        entry = _entry(run, limits, host, session=session, error=error_text("failed while running", error))
+    if not keep or entry.error is not None:
+        session.close()
+    return Subject(run, entry, runner)
+
+
+def require_same(found: Manifest, expected: Manifest) -> None:
+    """Raise BundleError when the bundle is another than at the start: figures of two exports must not mix."""
+    if found != expected:
+        raise BundleError("the bundle was replaced while it was checked; check it again")
+
+
+def _golden_entry(run: Run, session: Session, runner: Clocked, limits: Limits, host: HostFacts) -> Entry:
+    manifest, golden = limits.manifest, limits.golden
+    eager = golden.logits[EAGER]
+    inputs = (
+        to_input(golden.images[part], manifest.preprocessing)
+        for part in batch_slices(len(eager), manifest.batch)
+    )
+    found = np.concatenate([np.asarray(runner(images)) for images in inputs])
+    entry = _entry(run, limits, host, session=session)
+    comparison = compare(eager, found, near_tie=limits.near_tie(entry.tolerance))
+    criteria = [*judge(comparison.figures, entry.tolerance, near_ties_agree=limits.untrained)]
+    if limits.asked.min_agreement is not None and limits.asked.data is None:
+        criteria.append(min_agreement(comparison, limits.asked.min_agreement))
+    check = Check(
+        images="golden",
+        reference=EAGER,
+        reference_error=None,
+        comparison=comparison,
+        criteria=tuple(criteria),
+    )
+    return msgspec.structs.replace(
+        entry, checks=(check,), attribution=_attribution(run, found, entry, limits)
+    )
+
+
+def batch_slices(count: int, batch: BatchRange) -> Iterator[slice]:
+    """Cut `count` images into batches of the smallest, the usual and then the largest size.
+
+    An artifact whose batch axis is frozen, or that is wrong at one size only, shows at another.
+    """
+    start = 0
+    for size in joined([batch.min, batch.opt], iter(lambda: batch.max, None)):
+        if start >= count:
+            return
+        yield slice(start, min(start + size, count))
+        start += size
+
+
+def _attribution(run: Run, found: NDArray[np.float32], entry: Entry, limits: Limits) -> Attribution:
+    stages = chain(run.artifact, tuple(limits.golden.logits), entry.ran)
+    recorded = [limits.golden.logits[stage.name] for stage in stages[:-1]]
+    return attribute(
+        limits.golden.logits[EAGER],
+        list(zip(stages, [*recorded, found], strict=True)),
+        {precision: limits.tolerance(precision) for precision in Precision},
+        entry.title,
+        near_ties_agree=limits.untrained,
+    )
+
+
+def _entry(
+    run: Run, limits: Limits, host: HostFacts, *, session: Session | None = None, error: str | None = None
+) -> Entry:
+    choice = None if session is None else session.choice
+    ran = run.precision if choice is None else choice.precision
+    held_to = coarser(run.artifact.precision, ran)
+    notes = () if choice is None else tuple(map(printable, choice.notes))
+    if not run.wanted:
+        notes += ("not asked for; checked because further images are compared with it",)
+    package = host.package(find_route(run.backend, run.provider).module)
+    return Entry(
+        artifact=run.artifact.name,
+        sha256=run.artifact.sha256,
+        backend=run.backend,
+        provider=run.provider,
+        version=None if package is None else package.version,
+        device=run.device if choice is None else choice.device,
+        declared=run.artifact.precision,
+        ran=ran,
+        held_to=held_to,
+        emulated=_emulation(run, ran) if choice is not None and choice.emulated else None,
+        tolerance=limits.tolerance(held_to),
+        notes=notes,
+        checks=(),
+        attribution=None,
+        error=error,
+    )
+
+
+def error_text(what: str, error: BackendError) -> str:
+    """Return one line that says what failed, whatever the backend wrote into its message."""
+    return printable(" ".join(f"{what}: {error}".split()))
+
+
+def _emulation(run: Run, ran: Precision) -> str:
+    if ran is Precision.FP16 and run.device == "cpu":
+        return "emulated: this CPU computes fp16 in fp32"
+    return f"emulated: {run.backend} computes this {ran} graph in wider arithmetic"

@@ -1,0 +1,127 @@
+"""The one table of limits, keyed by the arithmetic that really ran, and what may replace a limit.
+
+Each number was derived by experiment, with a stated distance from the worst clean result:
+`docs/tolerances.md` says how, and how to repeat it. Tests and reports read this table and write no numbers
+of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike
+
+from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.manifest import Precision, Struct, Tolerance
+
+TABLE: Mapping[Precision, Tolerance] = {
+    # Clean: 3e-6 and 5e-12 at most. The relative error is what the export itself is held to after every step.
+    Precision.FP32: Tolerance(relative_error=1e-4, centred_cosine=0.9999999, top1_agreement=0.99),
+    # Clean: 2.4e-3 and 1 − 3e-6.
+    Precision.FP16: Tolerance(relative_error=1e-2, centred_cosine=0.9999, top1_agreement=0.99),
+    # Clean: 2.6e-2 and 1 − 4e-4.
+    Precision.BF16: Tolerance(relative_error=6e-2, centred_cosine=0.998, top1_agreement=0.98),
+    # Clean, trained: 1.2e-2 and 1 − 8e-5. A fault that costs 1 % of the predictions starts at 0.11 and 1 − 6e-3.
+    Precision.INT8: Tolerance(relative_error=0.1, centred_cosine=0.995, top1_agreement=0.95),
+}
+"""The limits per precision, on natural images, against eager fp32."""
+
+UNTRAINED: Mapping[Precision, Tolerance] = {
+    **TABLE,
+    # Clean: 0.12 and 1 − 7e-3. Random weights leave activations without the structure that makes int8 accurate.
+    Precision.INT8: Tolerance(relative_error=0.2, centred_cosine=0.98, top1_agreement=0.95),
+}
+"""The limits for networks with random weights."""
+
+# From exact to coarse. An int8 graph that a backend happens to compute in fp32 still holds int8 weights.
+_COARSENESS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
+
+NEAR_TIE_SIGMAS = 2.0
+
+Error = Annotated[float, msgspec.Meta(ge=0)]
+Cosine = Annotated[float, msgspec.Meta(ge=-1, le=1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Override(Struct, frozen=True, omit_defaults=True):
+    """Limits that replace those of one precision. A key that is left out keeps its limit, null drops it."""
+
+    relative_error: Error | msgspec.UnsetType | None = msgspec.UNSET
+    centred_cosine: Cosine | msgspec.UnsetType | None = msgspec.UNSET
+    top1_agreement: Fraction | msgspec.UnsetType | None = msgspec.UNSET
+
+
+Overrides = Mapping[Precision, Override]
+
+
+def table(*, untrained: bool) -> Mapping[Precision, Tolerance]:
+    """Return the limits per precision for a trained or an untrained network."""
+    return UNTRAINED if untrained else TABLE
+
+
+def for_manifest(*, untrained: bool = False) -> dict[str, Tolerance]:
+    """Return the table as `Manifest.tolerances` holds it."""
+    return {str(precision): tolerance for precision, tolerance in table(untrained=untrained).items()}
+
+
+def coarser(first: Precision, second: Precision) -> Precision:
+    """Return the less exact of two precisions: the one whose limits an artifact is held to.
+
+    A graph is as coarse as its weights, which its declared precision tells, and as the arithmetic that ran.
+    """
+    return max(first, second, key=_COARSENESS.index)
+
+
+def tolerance_for(
+    precision: Precision,
+    manifest: Mapping[str, Tolerance] | None = None,
+    overrides: Overrides | None = None,
+    *,
+    untrained: bool = False,
+) -> Tolerance:
+    """Return the limits for `precision`: the user's, where there are none the bundle's, then the table's."""
+    tolerance = (manifest or {}).get(str(precision), table(untrained=untrained)[precision])
+    override = (overrides or {}).get(precision)
+    if override is None:
+        return tolerance
+    given = {
+        name: value for name, value in msgspec.structs.asdict(override).items() if value is not msgspec.UNSET
+    }
+    return msgspec.structs.replace(tolerance, **given)
+
+
+def parse_overrides(data: bytes, name: str = "the tolerance file") -> dict[Precision, Override]:
+    """Read a tolerance file: JSON such as {"fp16": {"centred_cosine": 0.9995, "top1_agreement": null}}.
+
+    Raises RequestError for anything else, unknown precisions, keys and values out of range included.
+    """
+    try:
+        return msgspec.json.decode(data, type=dict[Precision, Override])
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        precisions = ", ".join(TABLE)
+        raise RequestError(
+            f"{name} is not understood ({error}); expected JSON that maps {precisions} to limits named "
+            f"{', '.join(Override.__struct_fields__)}, agreement as a fraction"
+        ) from error
+
+
+def near_tie_width(tolerance: Tolerance, reference: ArrayLike) -> float:
+    """Return how close, in logits, two classes must be in the reference for permitted error to swap them.
+
+    `reference` is float [N, C], the eager logits on the golden images. Error that stays within `tolerance`
+    has a root mean square of at most s = ‖b − mean b‖ · √(1 − centred_cosine²) / √(N·C), or of
+    relative_error · ‖b‖ / √(N·C), whichever limit is tighter. The difference of two logits then wanders by
+    √2·s; the width is two of those. Zero when the tolerance limits neither.
+    """
+    b = np.asarray(reference, np.float64)
+    allowed: list[float] = []
+    if tolerance.centred_cosine is not None:
+        sine = math.sqrt(max(0.0, 1 - tolerance.centred_cosine**2))
+        allowed.append(sine * float(np.sqrt(np.mean((b - b.mean(axis=0)) ** 2))))
+    if tolerance.relative_error is not None:
+        allowed.append(tolerance.relative_error * float(np.sqrt(np.mean(b**2))))
+    return NEAR_TIE_SIGMAS * math.sqrt(2) * min(allowed) if allowed else 0.0

@@ -1,0 +1,70 @@
+"""The package as others import it: light, complete, and without what a device does not have."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_export.runtime import parity
+from resnet_export.runtime.manifest import Precision
+from resnet_export.runtime.parity.attribution import Attribution, StageError
+from resnet_export.runtime.parity.metrics import Figures
+from resnet_export.runtime.parity.tolerances import TABLE, UNTRAINED
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def loaded_after(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after `statement`."""
+    code = f"{statement}\nimport sys\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in parity.__all__:
+        assert getattr(parity, name).__doc__, name
+    assert set(parity.__all__) <= set(dir(parity))
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = parity.nothing
+
+
+def test_importing_the_package_loads_no_part_of_it() -> None:
+    found = loaded_after("import resnet_export.runtime.parity")
+    assert "numpy" not in found
+    assert not any(name.startswith("resnet_export.runtime.parity.") for name in found)
+
+
+def test_the_whole_of_parity_loads_neither_frameworks_nor_backends_nor_renderers() -> None:
+    found = loaded_after("from resnet_export.runtime.parity import *")
+    assert "resnet_export.runtime.parity.gate" in found
+    unwanted = {"torch", "onnx", "click", "PIL", "onnxruntime", "openvino", "tensorrt", "tabulate", "scipy"}
+    assert not found & unwanted
+    assert "xml.etree.ElementTree" not in found
+
+
+def test_the_documentation_defines_every_figure_and_every_criterion() -> None:
+    text = (DOCS / "parity.md").read_text(encoding="utf-8")
+    criteria = ("finite", "relative_error", "centred_cosine", "top1_agreement", "min_agreement")
+    criteria += ("max_drop", "accuracy_drop", "labels_fit")
+    figures = {*Figures.__struct_fields__} - {"images", "classes", "near_tie_flips"}
+    stages = {*StageError.__struct_fields__, *Attribution.__struct_fields__} & {
+        *("separate", "cumulative", "share", "total", "cross", "residual", "bound", "largest", "departs")
+    }
+    assert len(stages) == 9
+    missing = [name for name in (*criteria, *figures, *stages) if f"`{name}`" not in text]
+    assert not missing
+
+
+def test_the_documentation_states_the_limits_that_the_table_has() -> None:
+    rows = [line for line in (DOCS / "tolerances.md").read_text(encoding="utf-8").splitlines() if "|" in line]
+    for name, limits in (*TABLE.items(), ("int8, untrained", UNTRAINED[Precision.INT8])):
+        row = next(row for row in rows if row.startswith(f"| {name} |"))
+        for limit in (limits.relative_error, limits.centred_cosine, limits.top1_agreement):
+            assert f"| {limit:.12g} " in row, (name, limit)

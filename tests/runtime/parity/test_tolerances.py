@@ -1,0 +1,141 @@
+"""The table of limits, what may replace a limit, and the width of a near tie."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+import pytest
+
+from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.manifest import Precision, Tolerance
+from resnet_export.runtime.parity.metrics import Metrics
+from resnet_export.runtime.parity.tolerances import (
+    TABLE,
+    UNTRAINED,
+    coarser,
+    for_manifest,
+    near_tie_width,
+    parse_overrides,
+    table,
+    tolerance_for,
+)
+
+
+@pytest.mark.parametrize("limits", [TABLE, UNTRAINED])
+def test_every_precision_has_limits_and_coarser_ones_are_never_tighter(
+    limits: Mapping[Precision, Tolerance],
+) -> None:
+    assert set(limits) == set(Precision)
+    order = sorted(Precision, key=lambda p: sum(coarser(p, q) is p for q in Precision))
+    for fine, coarse in itertools.pairwise(order):
+        for name in ("centred_cosine", "top1_agreement"):
+            assert getattr(limits[fine], name) >= getattr(limits[coarse], name), (name, fine, coarse)
+        assert limits[fine].relative_error < limits[coarse].relative_error, (fine, coarse)
+
+
+def test_a_trained_network_is_never_held_to_looser_limits_than_an_untrained_one() -> None:
+    for precision in Precision:
+        for name in ("centred_cosine", "top1_agreement"):
+            assert getattr(TABLE[precision], name) >= getattr(UNTRAINED[precision], name)
+        assert TABLE[precision].relative_error <= UNTRAINED[precision].relative_error
+
+
+def test_no_limit_is_looser_than_what_the_project_promises() -> None:
+    assert TABLE[Precision.FP32].relative_error <= 1e-4
+    assert UNTRAINED[Precision.FP16].centred_cosine >= 0.9999
+    assert UNTRAINED[Precision.FP16].top1_agreement >= 0.99
+    assert TABLE[Precision.INT8].centred_cosine >= 0.99
+
+
+@pytest.mark.parametrize("untrained", [True, False])
+def test_the_manifest_carries_the_table_in_its_own_words(untrained: bool) -> None:
+    made = for_manifest(untrained=untrained)
+    carried = msgspec.json.decode(msgspec.json.encode(made), type=dict[str, Tolerance])
+    assert carried == made
+    for precision in Precision:
+        expected = tolerance_for(precision, untrained=untrained)
+        assert tolerance_for(precision, carried) == expected == table(untrained=untrained)[precision]
+
+
+@pytest.mark.parametrize(
+    ("declared", "ran", "held_to"),
+    [
+        (Precision.FP32, Precision.FP32, Precision.FP32),
+        (Precision.FP32, Precision.BF16, Precision.BF16),
+        (Precision.FP16, Precision.FP32, Precision.FP16),
+        (Precision.FP16, Precision.BF16, Precision.BF16),
+        (Precision.INT8, Precision.FP32, Precision.INT8),
+        (Precision.INT8, Precision.BF16, Precision.INT8),
+    ],
+)
+def test_an_artifact_is_held_to_the_coarser_of_what_it_holds_and_what_ran(
+    declared: Precision, ran: Precision, held_to: Precision
+) -> None:
+    assert coarser(declared, ran) is held_to
+
+
+def test_the_bundles_limits_replace_the_tables_and_the_users_replace_both_key_by_key() -> None:
+    bundle = {"fp16": Tolerance(relative_error=0.5, centred_cosine=0.9)}
+    users = parse_overrides(b'{"fp16": {"centred_cosine": 0.8}}')
+    assert tolerance_for(Precision.FP16, bundle) == bundle["fp16"]
+    assert tolerance_for(Precision.FP16, bundle, users) == Tolerance(relative_error=0.5, centred_cosine=0.8)
+    assert tolerance_for(Precision.INT8, bundle, users) == TABLE[Precision.INT8]
+
+
+def test_null_drops_a_limit_and_silence_keeps_it() -> None:
+    found = tolerance_for(Precision.FP16, None, parse_overrides(b'{"fp16": {"top1_agreement": null}}'))
+    assert found.top1_agreement is None
+    assert found.centred_cosine == TABLE[Precision.FP16].centred_cosine
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b'{"fp8": {}}',
+        b'{"fp16": {"cosine": 0.9}}',
+        b'{"fp16": {"top1_agreement": 99}}',
+        b'{"fp16": {"relative_error": -1}}',
+        b'{"fp16": {"centred_cosine": "high"}}',
+        b'{"fp16": 0.5}',
+        b"\xff",
+    ],
+)
+def test_a_tolerance_file_that_is_not_understood_is_refused_and_says_what_is_expected(text: bytes) -> None:
+    with pytest.raises(RequestError, match=r"limits\.json is not understood .* fp32, fp16, bf16, int8"):
+        parse_overrides(text, "limits.json")
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_permitted_noise_flips_hardly_a_prediction_outside_the_near_tie_width(precision: Precision) -> None:
+    draw = np.random.default_rng(0)
+    b = draw.normal(size=(2000, 20))
+    tolerance = TABLE[precision]
+    width = near_tie_width(tolerance, b)
+    # Noise that just uses up the tighter of the two limits.
+    scale = math.inf
+    if tolerance.centred_cosine is not None:
+        scale = math.sqrt(1 - tolerance.centred_cosine**2)
+    if tolerance.relative_error is not None:
+        scale = min(scale, tolerance.relative_error)
+    found = Metrics.of(b, b + scale * draw.normal(size=b.shape), near_tie=width).result()
+    # Two standard deviations of a difference leave a few; the agreement limit leaves 1 %.
+    assert found.images - found.top1 - found.near_tie_flips <= 0.004 * found.images
+    assert width < np.median(np.diff(np.sort(b, axis=1)[:, -2:], axis=1)) * 2
+
+
+def test_the_near_tie_width_is_in_logits_and_ignores_what_all_images_share() -> None:
+    b = np.random.default_rng(0).normal(size=(50, 10))
+    tolerance = Tolerance(centred_cosine=0.99)
+    width = near_tie_width(tolerance, b)
+    assert near_tie_width(tolerance, 7 * b) == pytest.approx(7 * width)
+    assert near_tie_width(tolerance, b + 100 * np.arange(10)) == pytest.approx(width)
+
+
+def test_without_a_limit_on_errors_nothing_is_a_near_tie() -> None:
+    assert near_tie_width(Tolerance(top1_agreement=0.99), np.eye(3)) == 0
