@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,17 +23,35 @@ class ProcessCost:
     peak_mb: float
 
 
+# Linux counts what a process had in memory before it called exec, which is its parent: a command that is started
+# from here directly has at least this process's peak. So a small process stands in between.
+_LAUNCH = """
+import os, sys, time
+start = time.perf_counter()
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+os.write(3, f"{time.perf_counter() - start} {usage.ru_maxrss / 1024}".encode())
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def run_process(command: Sequence[str], log: Path | None = None) -> ProcessCost:
-    """Run a command to its end and return its cost. Raises RuntimeError when it fails."""
-    with Path(log or os.devnull).open("ab") as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}; see {log or 'its output'}")
-    return ProcessCost(seconds, usage.ru_maxrss / 1024)
+    """Run a command (an absolute path first) to its end and return its cost. Raises RuntimeError when it fails."""
+    reader, writer = os.pipe()
+    with Path(log or os.devnull).open("ab") as output, os.fdopen(reader) as found:
+        launch = (sys.executable, "-S", "-c", _LAUNCH, *command)
+        actions = ((os.POSIX_SPAWN_DUP2, output.fileno(), 1), (os.POSIX_SPAWN_DUP2, output.fileno(), 2))
+        pid = os.posix_spawn(
+            sys.executable, launch, os.environ, file_actions=(*actions, (os.POSIX_SPAWN_DUP2, writer, 3))
+        )
+        os.close(writer)
+        measured = found.read().split()
+        _, status = os.waitpid(pid, 0)
+    if status != 0:
+        raise RuntimeError(
+            f"{' '.join(command)} exited with {os.waitstatus_to_exitcode(status)}; see {log or 'its output'}"
+        )
+    return ProcessCost(float(measured[0]), float(measured[1]))
 
 
 def interleave(

@@ -47,7 +47,7 @@ def describe(
         batch=spec.batch,
         preprocessing=preprocessing,
         labels=network.labels,
-        tolerances=for_manifest(),
+        tolerances=for_manifest(untrained=network.info.weights.source == "untrained"),
         artifacts=tuple(_artifact(draft, file) for draft, file in artifacts),
         golden=golden,
         modules=modules,

@@ -22,10 +22,14 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Images:
-    """`golden` uint8 [M, H, W, 3]; `batches()` starts a pass over all images, uint8 [n, H, W, 3] at a time."""
+    """`golden` uint8 [M, H, W, 3]; `batches()` starts a pass over all images, uint8 [n, H, W, 3] at a time.
+
+    `count` is their number, unreadable ones included.
+    """
 
     golden: NDArray[np.uint8]
     batches: Callable[[], Iterator[NDArray[np.uint8]]]
+    count: int
     source: Literal["bundled", "calibration"]
 
 
@@ -36,7 +40,7 @@ def choose_images(spec: ExportSpec, preprocessing: Preprocessing, labels: Sequen
     """
     if spec.calib is None:
         crops = photographs(preprocessing.crop)
-        return Images(crops[:GOLDEN_COUNT], lambda: iter([crops]), "bundled")
+        return Images(crops[:GOLDEN_COUNT], lambda: iter([crops]), len(crops), "bundled")
     dataset = open_dataset(
         spec.calib,
         preprocessing=preprocessing,
@@ -48,4 +52,6 @@ def choose_images(spec: ExportSpec, preprocessing: Preprocessing, labels: Sequen
     check_for_calibration(dataset)
     # Drawn from the whole set: the first of a folder would all be of its first classes.
     golden = next(dataset.sample(GOLDEN_COUNT).batches(GOLDEN_COUNT)).images
-    return Images(golden, lambda: (batch.images for batch in dataset.batches(_BATCH)), "calibration")
+    return Images(
+        golden, lambda: (batch.images for batch in dataset.batches(_BATCH)), len(dataset), "calibration"
+    )

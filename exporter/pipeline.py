@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
+from resnet_export.calibration.table import encode_table
 from resnet_export.exporter.bundle import Bundle, Staging, check_output, staging
 from resnet_export.exporter.describe import describe
 from resnet_export.exporter.draft import Draft
@@ -20,10 +21,11 @@ from resnet_export.exporter.finish import finish
 from resnet_export.exporter.flavours import EnginePlan, plan_engines
 from resnet_export.exporter.graph import check_against, serialize, simplify, to_onnx
 from resnet_export.exporter.images import Images, choose_images
+from resnet_export.exporter.int8 import TABLE, find_table, make_plan, to_int8
 from resnet_export.exporter.network import Network, build_network
 from resnet_export.exporter.precision import to_fp16
 from resnet_export.exporter.preprocessing_graph import bake_preprocessing
-from resnet_export.exporter.ranges import scan_ranges
+from resnet_export.exporter.ranges import Span, scan_ranges
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.exporter.stage_check import Probe, compare, eager_probe
@@ -83,9 +85,18 @@ def export(
 
         fp32 = to_fp32(network, spec, preprocessing, eager, shipped)
         drafts = [fp32]
-        if spec.fp16:
-            inputs = (to_input(batch, preprocessing) for batch in images.batches())
-            drafts.append(narrow(fp32, spec, inputs, shipped, progress))
+
+        def inputs() -> Iterator[NDArray[Any]]:
+            return (to_input(batch, preprocessing) for batch in images.batches())
+
+        if spec.fp16 or spec.int8:
+            spans = scan_ranges(fp32.graph, inputs(), progress)
+            if spec.fp16:
+                drafts.append(narrow(fp32, spans, shipped, spec))
+            if spec.int8:
+                table = find_table(fp32, spec, inputs, images.count, progress)
+                stage.write(TABLE, encode_table(table))
+                drafts += to_int8(fp32, table, make_plan(fp32, spec), spans, shipped, spec)
         return ship(stage, subject, spec, eager, drafts, progress)
 
 
@@ -126,11 +137,9 @@ def to_fp32(
     return Draft("fp32", "model.onnx", Precision.FP32, "any", graph, graph.checks[-1].logits)
 
 
-def narrow(
-    fp32: Draft, spec: ExportSpec, inputs: Iterable[NDArray[Any]], shipped: Probe, progress: Progress
-) -> Draft:
-    """fp32 ONNX → strongly typed fp16 ONNX; layers that leave fp16's range on `inputs` keep fp32."""
-    typed = to_fp16(fp32.graph, scan_ranges(fp32.graph, inputs, progress))
+def narrow(fp32: Draft, spans: Mapping[str, Span], shipped: Probe, spec: ExportSpec) -> Draft:
+    """fp32 ONNX → strongly typed fp16 ONNX; layers whose `spans` leave fp16's range keep fp32."""
+    typed = to_fp16(fp32.graph, spans)
     # Measured here and judged with everything else: whether fp16 is close enough is the parity check's to say.
     found = compare(typed.graph.model, shipped, step="fp16", batch=spec.batch, limit=math.inf)
     return Draft("fp16", "model.fp16.onnx", Precision.FP16, "any", typed.graph, found.logits, typed.kept)

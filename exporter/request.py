@@ -42,6 +42,10 @@ def check_request(model: ModelSpec, spec: ExportSpec) -> None:
             f"the batch sizes {spec.batch.min},{spec.batch.opt},{spec.batch.max} are not in order; "
             "give MIN,OPT,MAX with 1 ≤ MIN ≤ OPT ≤ MAX"
         )
+    if spec.int8 and spec.calib is None and spec.calib_table is None:
+        raise RequestError(
+            "--int8 needs images to calibrate on; give --calib with a folder, or --calib-table with a table made before"
+        )
     if spec.calib is not None and not spec.calib.exists():
         raise RequestError(
             f"the calibration images {spec.calib} do not exist; give a folder, .npz or list file"

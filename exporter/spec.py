@@ -9,7 +9,7 @@ from typing import Literal
 from resnet_export.runtime.manifest import BatchRange
 
 InputKind = Literal["float32", "uint8"]
-CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+CalibrationMethod = Literal["minmax", "percentile", "entropy", "mse"]
 EngineChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
 
 
@@ -37,8 +37,9 @@ class ExportSpec:
     """What to make of it.
 
     The fp32 ONNX artifact is always made; `fp16` and `int8` each add artifacts. `calib` is a folder, an .npz
-    file or a list file of images; `keep_fp16` is "auto", "none" or a tuple of layer names; `gpu` names compute
-    capabilities ("sm86"); `max_drop` is in percentage points.
+    file or a list file of images, of which `calib_count` are drawn; `calib_table` is a calibration that was made
+    before; `keep_fp16` names the layers that INT8 leaves alone, "auto" the few that measurably pay; `gpu` names
+    compute capabilities ("sm86").
     """
 
     fp16: bool = False
@@ -46,11 +47,10 @@ class ExportSpec:
     input: InputKind = "float32"
     batch: BatchRange = field(default_factory=BatchRange)
     calib: Path | None = None
-    calib_method: CalibrationMethod = "auto"
+    calib_method: CalibrationMethod = "mse"
     calib_count: int = 256
     calib_table: Path | None = None
     keep_fp16: Literal["auto", "none"] | tuple[str, ...] = "auto"
-    max_drop: float | None = None
     engine: EngineChoice = "auto"
     gpu: tuple[str, ...] = ()
     force: bool = False

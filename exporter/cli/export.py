@@ -30,7 +30,12 @@ def run(
     image_size: int,
     batch: BatchRange,
     fp16: bool,
+    int8: bool,
     calib: Path | None,
+    calib_count: int,
+    calib_method: Any,
+    calib_table: Path | None,
+    keep_fp16: Any,
     input_kind: Any,
     engine: Any,
     gpu: tuple[str, ...],
@@ -52,7 +57,18 @@ def run(
         seed=seed,
     )
     spec = ExportSpec(
-        fp16=fp16, input=input_kind, batch=batch, calib=calib, engine=engine, gpu=gpu, force=force
+        fp16=fp16,
+        int8=int8,
+        input=input_kind,
+        batch=batch,
+        calib=calib,
+        calib_count=calib_count,
+        calib_method=calib_method,
+        calib_table=calib_table,
+        keep_fp16=keep_fp16,
+        engine=engine,
+        gpu=gpu,
+        force=force,
     )
     # Before the imports that would fail for what is missing, in words that help nobody.
     check_request(model, spec)
@@ -86,7 +102,7 @@ def _print_plan(subject: Subject, spec: ExportSpec, *, as_json: bool) -> None:
         "architecture": network.info.arch,
         "classes": network.info.num_classes,
         "weights": network.info.weights.name,
-        "precisions": ["fp32", *(["fp16"] if spec.fp16 else [])],
+        "precisions": ["fp32", *(["fp16"] if spec.fp16 else []), *(["int8"] if spec.int8 else [])],
         "engines": [
             f"{build.flavour} for {' '.join(map(sm, build.targets))}" for build in subject.engines.builds
         ],

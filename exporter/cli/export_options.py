@@ -48,6 +48,10 @@ class CommaList(click.ParamType[tuple[str, ...]]):
         return names
 
 
+def _layers(_: click.Context, __: click.Parameter, value: str) -> str | tuple[str, ...]:
+    return value if value in ("auto", "none") else tuple(name.strip() for name in value.split(","))
+
+
 OPTIONS = [
     click.option("--depth", type=click.Choice(["18", "34", "50", "101", "152"]), help="Depth of the ResNet."),
     click.option("--arch", metavar="NAME", help="Architecture by name; see `resnet-export models`."),
@@ -82,11 +86,40 @@ OPTIONS = [
         help="Batch sizes to check and build for.",
     ),
     click.option("--fp16", is_flag=True, help="Add the fp16 artifact."),
+    click.option("--int8", is_flag=True, help="Add the INT8 artifacts; needs --calib or --calib-table."),
     click.option(
         "--calib",
         type=click.Path(path_type=Path),
         metavar="DIR|FILE",
-        help="Images for range scans and golden outputs.",
+        help="Images for calibration, range scans and golden outputs.",
+    ),
+    click.option(
+        "--calib-count",
+        type=click.IntRange(min=2),
+        default=256,
+        show_default=True,
+        help="Images to draw from --calib.",
+    ),
+    click.option(
+        "--calib-method",
+        type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+        default="mse",
+        show_default=True,
+        help="How INT8 ranges are clipped.",
+    ),
+    click.option(
+        "--calib-table",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Use the ranges of `resnet-export calibrate` instead of calibrating.",
+    ),
+    click.option(
+        "--keep-fp16",
+        metavar="auto|none|LAYER,…",
+        default="auto",
+        show_default=True,
+        callback=_layers,
+        help="Layers that INT8 leaves alone.",
     ),
     click.option(
         "--input",

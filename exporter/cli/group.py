@@ -12,6 +12,7 @@ from resnet_export.exporter.cli.export_options import export_options
 
 # Command name → the help line, kept here so that `--help` imports no command.
 COMMANDS = {
+    "calibrate": "Measure ranges for INT8 and write them as a table.",
     "build": "Build engines on or for a target and add them to a bundle.",
     "parity": "Compare a bundle's artifacts with the reference; a gate for CI.",
     "bench": "Time a bundle's artifacts on every backend of this host, side by side.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
+from resnet_export.exporter.cli.output import check_writable
 from resnet_export.exporter.cli.progress import progress_bar
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.manifest import read_manifest
@@ -87,7 +87,7 @@ def command(
     asked = {"json": json_file, "junit": junit_file, "markdown": markdown_file}
     reports = {kind: path for kind, path in asked.items() if path is not None}
     for path in reports.values():
-        _check_writable(path)
+        check_writable(path)
     report = run_parity(
         bundle,
         data=None if data is None else _batches(bundle, data, limit, seed),
@@ -131,14 +131,3 @@ def _overrides(path: Path) -> Overrides:
     except OSError as error:
         raise RequestError(f"the tolerance file {path} cannot be read: {error.strerror}") from error
     return parse_overrides(data, str(path))
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse a report that could not be written, before the work and not after it."""
-    folder = path.parent
-    if not folder.is_dir():
-        raise RequestError(
-            f"the report cannot be written to {path}: the folder {folder} is missing; create it"
-        )
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise RequestError(f"the report cannot be written to {path}; give a file that this user may write")

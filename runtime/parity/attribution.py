@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_export.runtime.errors import BundleError
 from resnet_export.runtime.manifest import Artifact, Precision, Struct, Tolerance
 from resnet_export.runtime.parity.criteria import Criterion, judge
-from resnet_export.runtime.parity.metrics import Metrics
+from resnet_export.runtime.parity.metrics import Metrics, inner
 from resnet_export.runtime.parity.tolerances import coarser, near_tie_width
 
 BACKEND = "backend"
@@ -141,7 +141,7 @@ def attribute(
                 separate_snr_db=_decibels(separate),
                 cumulative=cumulative,
                 cumulative_snr_db=_decibels(cumulative),
-                share=float(np.vdot(step, whole)) / total**2 if total else None,
+                share=inner(step, whole) / total**2 if total else None,
                 non_finite=int((~finite[i]).sum()),
                 criteria=_judge_step(known, arrays[i], tolerances[stage.precision], near_ties_agree),
             )
@@ -190,7 +190,7 @@ def _bound(states: list[NDArray[np.float64]], total: float) -> float:
 
 
 def _norm(x: NDArray[np.float64]) -> float:
-    return math.sqrt(float(np.vdot(x, x)))
+    return math.sqrt(inner(x, x))
 
 
 def _decibels(relative: float | None) -> float | None:

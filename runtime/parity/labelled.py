@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.errors import DatasetError
 from resnet_export.runtime.manifest import Struct
-from resnet_export.runtime.parity.metrics import Predictions, log_softmax
+from resnet_export.runtime.parity.metrics import Predictions, inner, log_softmax
 from resnet_export.runtime.parity.statistics import (
     CONFIDENCE,
     Interval,
@@ -111,7 +111,7 @@ class Outcomes:
         p_value = mcnemar(counts.reference, counts.candidate)
         right = counts.both + counts.reference
         right_interval = wilson(right, n)
-        chance = float(np.vdot(self.predicted / n, self.labelled_as / n))
+        chance = inner(self.predicted / n, self.labelled_as / n)
         return Labelled(
             images=n,
             both_right=counts.both,

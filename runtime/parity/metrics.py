@@ -155,15 +155,15 @@ class Metrics:
             finite=count,
             max_abs=float(size.max(initial=0.0)),
             sum_abs=float(size.sum()),
-            sum_dd=_dot(difference, difference),
-            sum_bb=_dot(b, b),
-            sum_aa=_dot(a, a),
-            sum_ab=_dot(a, b),
+            sum_dd=inner(difference, difference),
+            sum_bb=inner(b, b),
+            sum_aa=inner(a, a),
+            sum_ab=inner(a, b),
             mean_b=mean_b,
             mean_a=mean_a,
-            centred_bb=_dot(centred_b, centred_b),
-            centred_aa=_dot(centred_a, centred_a),
-            centred_ab=_dot(centred_a, centred_b),
+            centred_bb=inner(centred_b, centred_b),
+            centred_aa=inner(centred_a, centred_a),
+            centred_ab=inner(centred_a, centred_b),
             sum_kl=float(_kl(b, a).sum()),
             top1=int((found.rank < 1).sum()),
             top5=int((found.rank < 5).sum()),
@@ -195,9 +195,9 @@ class Metrics:
             sum_ab=self.sum_ab + other.sum_ab,
             mean_b=self.mean_b + share * step_b,
             mean_a=self.mean_a + share * step_a,
-            centred_bb=self.centred_bb + other.centred_bb + weight * _dot(step_b, step_b),
-            centred_aa=self.centred_aa + other.centred_aa + weight * _dot(step_a, step_a),
-            centred_ab=self.centred_ab + other.centred_ab + weight * _dot(step_a, step_b),
+            centred_bb=self.centred_bb + other.centred_bb + weight * inner(step_b, step_b),
+            centred_aa=self.centred_aa + other.centred_aa + weight * inner(step_a, step_a),
+            centred_ab=self.centred_ab + other.centred_ab + weight * inner(step_a, step_b),
             sum_kl=self.sum_kl + other.sum_kl,
             top1=self.top1 + other.top1,
             top5=self.top5 + other.top5,
@@ -213,7 +213,7 @@ class Metrics:
         varied_b = self.centred_bb > _NO_VARIATION * self.sum_bb
         # Both sides are centred on the reference's mean, so the candidate keeps its distance from that mean.
         gap = self.mean_a - self.mean_b
-        around_b = self.centred_aa + self.finite * _dot(gap, gap)
+        around_b = self.centred_aa + self.finite * inner(gap, gap)
         return Figures(
             images=self.images,
             classes=self.classes,
@@ -273,8 +273,12 @@ def _predictions(b: NDArray[np.float64], a: NDArray[np.float64], finite: NDArray
     )
 
 
-def _dot(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    return float(np.vdot(x, y))
+def inner(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Return Σ x·y over all elements of two arrays of one shape, summed pairwise.
+
+    Not BLAS's product: its threads contend with those of the backends, and its sum is the less exact one.
+    """
+    return float((x * y).sum())
 
 
 def _cosine(xy: float, xx: float, yy: float) -> float | None:

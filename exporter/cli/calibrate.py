@@ -1,0 +1,72 @@
+"""`resnet-export calibrate`: ranges only, for `--calib-table` of later exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from resnet_export.calibration.calibrate import calibrate
+from resnet_export.calibration.dataset import check_for_calibration, open_dataset
+from resnet_export.calibration.source import read_source
+from resnet_export.calibration.table import encode_table
+from resnet_export.exporter.cli.errors import debug_option
+from resnet_export.exporter.cli.output import check_writable
+from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.runtime.preprocess import to_input
+
+_BATCH = 8
+
+
+@click.command(name="calibrate")
+@click.argument("source", type=click.Path(path_type=Path), metavar="BUNDLE|ONNX")
+@click.option(
+    "--calib",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR|FILE",
+    help="Images: folder, .npz or list.",
+)
+@click.option(
+    "--calib-count", type=click.IntRange(min=2), default=256, show_default=True, help="Images to draw."
+)
+@click.option(
+    "--calib-method",
+    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    default="mse",
+    show_default=True,
+    help="The table's own method; the others can still be had from it.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="calibration.json",
+    show_default=True,
+    help="File to write.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@debug_option
+def command(
+    source: Path, calib: Path, calib_count: int, calib_method: Any, out: Path, seed: int, quiet: bool
+) -> None:
+    """Measure the ranges of every tensor of an fp32 graph and write them as a table.
+
+    The graph is that of a BUNDLE or an ONNX file that resnet-export wrote. The table does not depend on the
+    target, and fits any export of the same network.
+    """  # fmt: skip
+    check_writable(out)
+    graph = read_source(source)
+    dataset = open_dataset(calib, preprocessing=graph.preprocessing, limit=calib_count, seed=seed)
+    check_for_calibration(dataset)
+    table = calibrate(
+        graph.model,
+        (to_input(batch.images, graph.preprocessing) for batch in dataset.batches(_BATCH)),
+        methods=(calib_method,),
+        total=len(dataset),
+        progress=progress_bar(quiet=quiet),
+    )
+    out.write_bytes(encode_table(table))
+    if not quiet:
+        click.echo(f"{out}: {len(table.tensors)} tensors over {table.images} images, {calib_method} ranges")
