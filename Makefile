@@ -23,7 +23,8 @@ $(VENV)/.test: $(VENV)/.run
 
 run: $(VENV)/.run
 	mkdir -p build
-	$(BIN)/resnet-export --depth 50 --fp16 --out build/resnet50 --force
+	$(BIN)/resnet-export --depth 50 --fp16 --int8 --calib exporter/data/photos --gpu sm86,sm89 --out build/resnet50 --force
+	$(BIN)/resnet-export inspect build/resnet50 --layers | grep -E '^tensorrt|convolutions'
 	$(BIN)/python examples/classify.py build/resnet50 $$($(BIN)/python examples/photographs.py)
 
 test: $(VENV)/.test

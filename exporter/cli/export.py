@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from resnet_export.exporter.cli.progress import progress_bar
 from resnet_export.exporter.request import check_request
@@ -82,12 +83,15 @@ def run(
         return
     bundle = export(model, spec, out, progress=progress)
     report = decode_report((bundle.path / REPORT).read_bytes())
-    for notice in bundle.manifest.provenance.notices:
+    notices = bundle.manifest.provenance.notices
+    for notice in notices:
         click.echo(f"Note: {notice}", err=True)
     if as_json:
         click.echo(json.dumps(_summary(bundle, report), indent=2))
     elif not quiet:
-        click.echo(text.render(report))
+        # The notices stand on standard error already.
+        notes = tuple(note for note in report.notes if note not in notices)
+        click.echo(text.render(msgspec.structs.replace(report, notes=notes)))
         click.echo(f"{bundle.path} holds {_contents(bundle)}; the report is {bundle.path / REPORT}")
     sys.exit(report.exit_code)
 
