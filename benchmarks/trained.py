@@ -1,0 +1,92 @@
+"""The trained network that INT8 benchmarks judge by, and how its logits are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from resnet_export.calibration.cpu_session import CpuSession
+from resnet_export.exporter.graph import ExportedGraph, simplify, to_onnx
+from resnet_export.exporter.stage_check import eager_probe
+from resnet_export.runtime.manifest import BatchRange
+from resnet_export.runtime.preprocess import normalize
+from tests.digits import PREPROCESSING, SIZE, digits, train_resnet18
+
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+CALIBRATION_IMAGES = 256
+TEST_IMAGES = 1024
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A ResNet-18 that knows handwritten digits: its graph, images to calibrate on, and held-out images.
+
+    `calibration` and `images` are normalized float32 [N, 3, H, W]; `logits` are the float32 graph's on `images`.
+    """
+
+    graph: ExportedGraph
+    calibration: NDArray[np.float32]
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        return self.graph.model
+
+
+def trained_resnet18(seed: int = 0) -> Trained:
+    """Train the network that the test suite trains, and export it."""
+    train, test = digits(TEST_IMAGES, seed)
+    # Trained in channels_last, which the exporter would spell out in Shape and Gather nodes.
+    network = train_resnet18(train, seed).to(memory_format=torch.contiguous_format)
+    images = normalize(test.images, PREPROCESSING)
+    probe = eager_probe(network, images[:4])
+    graph = simplify(to_onnx(network, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=64), probe=probe))
+    session = CpuSession(graph.model.SerializeToString())
+    logits = batched(lambda batch: session.run(batch)[0], images)
+    calibration = normalize(train.images[-CALIBRATION_IMAGES:], PREPROCESSING)
+    return Trained(graph, calibration, images, test.labels, logits)
+
+
+def batched(run: Run, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the logits of all images."""
+    return np.concatenate([run(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
+
+
+def snr(run: Run, trained: Trained) -> float:
+    """Return the logits' signal-to-noise ratio against the float32 graph over the held-out images, in dB."""
+    return decibels(batched(run, trained.images), trained.logits)
+
+
+def decibels(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    noise = np.square(logits.astype(np.float64) - reference).sum()
+    return float(10 * np.log10(np.square(reference.astype(np.float64)).sum() / noise))
+
+
+def open_openvino(model: bytes | str, *, threads: int = 2) -> Run:
+    """Return a function that runs an ONNX graph (its bytes) or an OpenVINO file (its path) in f32 on OpenVINO."""
+    import openvino
+
+    core = openvino.Core()
+    read = core.read_model(model) if isinstance(model, str) else core.read_model(model, b"")
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request: Any = core.compile_model(read, "CPU", options).create_infer_request()
+
+    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        # The request reuses the memory of its output.
+        return np.array(request.infer({0: batch})[0])
+
+    return run
