@@ -104,4 +104,4 @@ def train_resnet18(train: Digits, seed: int = 0, epochs: int = _EPOCHS) -> ResNe
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-    return network.eval()
+    return network.eval().to(memory_format=torch.contiguous_format)

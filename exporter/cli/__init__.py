@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import traceback
 
 import click
 
 from resnet_export.exporter.cli.group import cli
+from resnet_export.exporter.cli.process import leave, settle
 
 __all__ = ["cli", "main"]
 
@@ -15,11 +16,17 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it; click's own 1 would mean 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 outside tolerance, 2 wrong request or environment."""
+    settle()
     try:
-        sys.exit(cli.main(prog_name="resnet-export", standalone_mode=False))
+        leave(cli.main(prog_name="resnet-export", standalone_mode=False) or 0)
+    except SystemExit as stop:  # how commands say that something is outside its tolerance
+        leave(stop.code if isinstance(stop.code, int) else 0)
     except click.Abort:
         click.echo("Interrupted: nothing was changed.", err=True)
-        sys.exit(_INTERRUPTED)
+        leave(_INTERRUPTED)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        leave(error.exit_code)
+    except Exception:  # noqa: BLE001 - only with --debug; Python's own status 1 would mean "outside tolerance"
+        traceback.print_exc()
+        leave(2)

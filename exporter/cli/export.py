@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from resnet_export.exporter.cli.process import settle
 from resnet_export.exporter.cli.progress import progress_bar
 from resnet_export.exporter.request import check_request
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
@@ -78,7 +77,6 @@ def run(
     from resnet_export.runtime.parity import text
     from resnet_export.runtime.parity.report import decode_report
 
-    settle()
     progress = progress_bar(quiet=quiet)
     if dry_run:
         _print_plan(prepare(model, spec, out, progress=progress), spec, as_json=as_json)

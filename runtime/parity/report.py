@@ -260,9 +260,11 @@ def bound(criterion: Criterion) -> str:
 
 def number(value: float, limit: float) -> str:
     """Return `value` in the fewest digits, from four on, that leave it on its side of `limit` and off one."""
+    # The limit itself is shown in 12 digits, and what is shown must differ as well.
+    others = (limit, float(f"{limit:.12g}"), 1.0)
     for digits in range(4, 13):
         text = f"{value:.{digits}g}"
-        if all(_order(float(text), known) == _order(value, known) for known in (limit, 1.0)):
+        if all(_order(float(text), known) == _order(value, known) for known in others):
             return text
     return f"{value:.12g}"
 

@@ -241,5 +241,5 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     code = "from resnet_export.exporter.cli import main; main()"
     command = [sys.executable, "-c", code, "--debug", "--depth", "18", "--weights", "missing.pth"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
