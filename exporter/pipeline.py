@@ -160,7 +160,13 @@ def ship(
     artifacts = [(draft, written[draft.name]) for draft in drafts]
     manifest = describe(network, spec, preprocessing, artifacts, golden, notices)
     sources = [(artifact, files[artifact.name]) for artifact in engine_sources(manifest)]
-    built, notes = compile_engines(sources, spec.batch, subject.engines, progress=progress)
+    built, notes = compile_engines(
+        sources,
+        spec.batch,
+        subject.engines,
+        timing_cache=subject.out.with_name(f"{subject.out.name}.timing-cache"),
+        progress=progress,
+    )
     for engine in built:
         stage.write(engine.artifact.file, engine.plan)
         for name, data in engine.files().items():
