@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet_export.calibration.fingerprint import add_hashes
 from resnet_export.calibration.observers import BINS, FINITE, NEGATIVE, TensorStats
@@ -66,11 +67,44 @@ class TensorEntry(Struct, frozen=True):
         return stats
 
 
-class CalibrationTable(Struct, frozen=True):
+class Factors(Struct, frozen=True):
+    """One rescaling of channels (`plan.Equalization`) that was done to the graph before it was observed.
+
+    `factors` are positive float32 numbers as decimals, one per channel, with spaces between them.
+    """
+
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    factors: str
+
+    @classmethod
+    def of(
+        cls, producers: tuple[str, ...], consumers: tuple[str, ...], factors: NDArray[np.float32]
+    ) -> Factors:
+        """Write the factors, float32 [channels], so that they read back bit for bit."""
+        return cls(producers=producers, consumers=consumers, factors=" ".join(map(str, factors)))
+
+    def array(self) -> NDArray[np.float32]:
+        """Return the factors, float32 [channels]. Raises RequestError when they are none that a channel can have."""
+        try:
+            found = np.array(self.factors.split(), np.float32)
+        except ValueError as error:
+            raise RequestError(
+                f"the equalization of {', '.join(self.producers)} holds no numbers: {error}"
+            ) from error
+        if not (np.isfinite(found) & (found > 0)).all():
+            raise RequestError(
+                f"the equalization of {', '.join(self.producers)} holds factors from {found.min()} to {found.max()}; "
+                "only positive, finite ones leave a network's function as it is: calibrate again"
+            )
+        return found
+
+
+class CalibrationTable(Struct, frozen=True, omit_defaults=True):
     """The whole of `calibration.json`.
 
     `graph` is the hash of the float graph that was exported, `observed` that of the graph that was run: another
-    one where equalization rescaled it. `data` is the hash of the images, whatever their order. `method` is
+    one where `equalization` rescaled it. `data` is the hash of the images, whatever their order. `method` is
     what the ranges were asked for first; tensors are in graph order.
     """
 
@@ -81,6 +115,7 @@ class CalibrationTable(Struct, frozen=True):
     images: Annotated[int, msgspec.Meta(ge=1)]
     method: Method
     tensors: dict[str, TensorEntry]
+    equalization: tuple[Factors, ...] = ()
 
     def range(self, tensor: str, method: Method | None = None) -> Range:
         """Return the range of a tensor, from the table where it has it and else from the histogram.
@@ -161,7 +196,7 @@ def merge(first: CalibrationTable, second: CalibrationTable) -> CalibrationTable
             )
     if list(first.tensors) != list(second.tensors):
         raise RequestError("the tables observe different tensors; make both with the same version")
-    return build(
+    merged = build(
         {name: entry.stats().merge(second.tensors[name].stats()) for name, entry in first.tensors.items()},
         graph=first.graph,
         observed=first.observed,
@@ -169,6 +204,7 @@ def merge(first: CalibrationTable, second: CalibrationTable) -> CalibrationTable
         images=first.images + second.images,
         methods=tuple(dict.fromkeys((first.method, *next(iter(first.tensors.values())).ranges))),
     )
+    return msgspec.structs.replace(merged, equalization=first.equalization)
 
 
 def require_graph(table: CalibrationTable, *, graph: str, observed: str | None = None) -> None:
@@ -203,6 +239,8 @@ def decode_table(data: bytes) -> CalibrationTable:
             entry.stats()
         except RequestError as error:
             raise RequestError(f"tensor {name!r}: {error}") from error
+    for one in table.equalization:
+        one.array()
     return table
 
 

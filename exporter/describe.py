@@ -78,6 +78,7 @@ def _artifact(draft: Draft, file: FileInfo) -> Artifact:
         bytes=file.bytes,
         sha256=file.sha256,
         kept=draft.kept,
+        refusal=draft.refusal,
     )
 
 

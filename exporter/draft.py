@@ -17,7 +17,8 @@ class Draft:
     """One ONNX artifact in the making.
 
     `name` and `file` are those of the artifact; `graph` is what ships; `logits`, float32 [M, classes], are the
-    graph's own on the golden images, on ONNX Runtime's CPU provider; `kept` are the layers in a higher precision.
+    graph's own on the golden images, on ONNX Runtime's CPU provider; `kept` are the layers in a higher precision;
+    `refusal` says why it may not be shipped, None where it may.
     """
 
     name: str
@@ -27,3 +28,4 @@ class Draft:
     graph: ExportedGraph
     logits: NDArray[np.float32]
     kept: tuple[KeptLayer, ...] = ()
+    refusal: str | None = None

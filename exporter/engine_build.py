@@ -41,9 +41,14 @@ def engine_sources(manifest: Manifest) -> tuple[Artifact, ...]:
     """Return the ONNX artifacts that engines are built from: the reduced precisions, or fp32 when there is
     none.
 
-    Graphs laid out for CPU engines are left out: TensorRT fuses those that were laid out for it.
+    Graphs laid out for CPU engines are left out: TensorRT fuses those that were laid out for it. So are those
+    that may not be shipped.
     """
-    graphs = [item for item in manifest.artifacts if item.kind == "onnx" and item.target != "cpu"]
+    graphs = [
+        item
+        for item in manifest.artifacts
+        if item.kind == "onnx" and item.target != "cpu" and item.refusal is None
+    ]
     return tuple(item for item in graphs if item.precision != Precision.FP32) or tuple(graphs)
 
 

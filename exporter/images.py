@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.calibration.dataset import check_for_calibration, open_dataset
+from resnet_export.calibration.dataset import Dataset, check_for_calibration, open_dataset
 from resnet_export.exporter.photos import photographs
 from resnet_export.exporter.spec import ExportSpec
 from resnet_export.runtime.manifest import Preprocessing
@@ -25,13 +25,17 @@ _BATCH = 8
 class Images:
     """`golden` uint8 [M, H, W, 3]; `batches()` starts a pass over all images, uint8 [n, H, W, 3] at a time.
 
-    `count` is their number, unreadable ones included.
+    `dataset` is where they come from when they are the user's, and None for the photographs of the package.
     """
 
     golden: NDArray[np.uint8]
     batches: Callable[[], Iterator[NDArray[np.uint8]]]
-    count: int
-    source: Literal["bundled", "calibration"]
+    dataset: Dataset | None
+
+    @property
+    def source(self) -> Literal["bundled", "calibration"]:
+        """Whose images they are, as the manifest says it."""
+        return "bundled" if self.dataset is None else "calibration"
 
 
 def choose_images(spec: ExportSpec, preprocessing: Preprocessing, labels: Sequence[str], seed: int) -> Images:
@@ -41,7 +45,7 @@ def choose_images(spec: ExportSpec, preprocessing: Preprocessing, labels: Sequen
     """
     if spec.calib is None:
         crops = photographs(preprocessing.crop)
-        return Images(crops[:GOLDEN_COUNT], lambda: iter([crops]), len(crops), "bundled")
+        return Images(crops[:GOLDEN_COUNT], lambda: iter([crops]), None)
     dataset = open_dataset(
         spec.calib,
         preprocessing=preprocessing,
@@ -53,6 +57,4 @@ def choose_images(spec: ExportSpec, preprocessing: Preprocessing, labels: Sequen
     check_for_calibration(dataset)
     # Drawn from the whole set: the first of a folder would all be of its first classes.
     golden = next(dataset.sample(GOLDEN_COUNT).batches(GOLDEN_COUNT)).images
-    return Images(
-        golden, lambda: (batch.images for batch in dataset.batches(_BATCH)), len(dataset), "calibration"
-    )
+    return Images(golden, lambda: (batch.images for batch in dataset.batches(_BATCH)), dataset)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
-from resnet_export.calibration.calibrate import calibrate
-from resnet_export.calibration.fingerprint import graph_hash
+from resnet_export.calibration.feed import feed_of
+from resnet_export.calibration.findings import Findings
 from resnet_export.calibration.layout import Target
-from resnet_export.calibration.plan import Kept, QuantPlan, default_kept
-from resnet_export.calibration.qdq import origins, quantize
-from resnet_export.calibration.ranges import Range
-from resnet_export.calibration.table import CalibrationTable, read_table, require_graph
-from resnet_export.calibration.topology import Topology
+from resnet_export.calibration.qdq import origins
+from resnet_export.calibration.search import Int8Plan, SearchSpec, plan_from_table, plan_int8
+from resnet_export.calibration.table import read_table
 from resnet_export.exporter.draft import Draft
 from resnet_export.exporter.graph import ExportedGraph
+from resnet_export.exporter.images import Images
 from resnet_export.exporter.precision import to_fp16
-from resnet_export.exporter.ranges import Span
+from resnet_export.exporter.ranges import scan_ranges
 from resnet_export.exporter.spec import ExportSpec
 from resnet_export.exporter.stage_check import Probe, compare
 from resnet_export.runtime.errors import RequestError
-from resnet_export.runtime.manifest import Precision
+from resnet_export.runtime.manifest import Precision, Preprocessing
 from resnet_export.runtime.progress import Progress
 
 TABLE = "calibration.json"
@@ -32,61 +31,52 @@ TABLE = "calibration.json"
 _NAMES: Mapping[Target, str] = {"tensorrt": "int8", "cpu": "int8.cpu"}
 
 
-def find_table(
-    fp32: Draft,
-    spec: ExportSpec,
-    batches: Callable[[], Iterator[NDArray[Any]]],
-    total: int | None,
-    progress: Progress,
-) -> CalibrationTable:
-    """Return the user's table, or one that is calibrated now.
+def find_plan(
+    fp32: Draft, spec: ExportSpec, images: Images, preprocessing: Preprocessing, progress: Progress
+) -> Int8Plan:
+    """Return how the network is to be quantized: searched for on the user's images, or from a table alone.
 
-    Raises RequestError for a table of another graph, with both hashes.
+    Raises RequestError for a table of another graph, with both hashes, and for a layer in `keep_fp16` that is not
+    there; what `calibration.search.plan_int8` raises besides.
     """
     model = fp32.graph.model
-    if spec.calib_table is not None:
-        table = read_table(spec.calib_table)
-        require_graph(table, graph=graph_hash(model))
-        return table
-    return calibrate(model, batches(), methods=(spec.calib_method,), total=total, progress=progress)
-
-
-def make_plan(fp32: Draft, spec: ExportSpec) -> QuantPlan:
-    """Return what is to be quantized. Raises RequestError when `--keep-fp16` names a layer that is not there."""
-    model = fp32.graph.model
-    if spec.keep_fp16 == "none":
-        kept: Mapping[str, Kept] = {}
-    elif spec.keep_fp16 == "auto":
-        kept = default_kept(model)
-    else:
-        layers = [layer.name for layer in Topology(model).layers]
-        unknown = [name for name in spec.keep_fp16 if name not in layers]
-        if unknown:
-            raise RequestError(
-                f"--keep-fp16 names {unknown[0]!r}, which this network does not have; its layers are "
-                f"{', '.join(layers)}"
-            )
-        kept = {name: Kept(reason="kept by request") for name in spec.keep_fp16}
-    return QuantPlan(method=spec.calib_method, kept=kept)
+    search = SearchSpec(
+        method=spec.calib_method,
+        keep_fp16=spec.keep_fp16,
+        max_drop=spec.max_drop,
+        equalize=spec.equalize,
+        correct_bias=spec.correct_bias,
+        round_weights=spec.round_weights,
+    )
+    table = None if spec.calib_table is None else read_table(spec.calib_table)
+    if images.dataset is not None:
+        feed = feed_of(images.dataset, preprocessing)
+        return plan_int8(model, feed, search, table=table, progress=progress)
+    if table is None:
+        raise RequestError(
+            "there are no calibration images and no calibration table; give calib or calib_table"
+        )
+    return plan_from_table(model, table, search)
 
 
 def to_int8(
     fp32: Draft,
-    table: CalibrationTable,
-    plan: QuantPlan,
-    spans: Mapping[str, Span],
+    int8: Int8Plan,
+    batches: Iterable[NDArray[Any]],
     shipped: Probe,
     spec: ExportSpec,
+    progress: Progress,
 ) -> list[Draft]:
-    """Emit both graphs from one table and one plan; `spans` are the ranges that fp16 typing needs."""
-    ranges = plan.choose_ranges(table)
-    modules = fp32.graph.modules
-    typed = to_fp16(_quantized(fp32.graph, ranges, plan, "tensorrt"), spans)
+    """Emit both graphs from one plan. `batches` are images as the graph takes them, for fp16's ranges."""
+    # Equalization moved the ranges: those of the exported graph say nothing about fp16 here.
+    graph = replace(fp32.graph, model=int8.model)
+    spans = scan_ranges(graph, batches, progress)
+    typed = to_fp16(_quantized(graph, int8, "tensorrt"), spans)
     graphs: dict[Target, ExportedGraph] = {
         "tensorrt": typed.graph,
-        "cpu": _quantized(fp32.graph, ranges, plan, "cpu"),
+        "cpu": _quantized(graph, int8, "cpu"),
     }
-    kept = {target: plan.kept_layers(target, modules) for target in graphs}
+    kept = {target: int8.plan.kept_layers(target, graph.modules) for target in graphs}
     kept["tensorrt"] += typed.kept
     return [
         Draft(
@@ -94,18 +84,22 @@ def to_int8(
             f"model.{_NAMES[target]}.onnx",
             Precision.INT8,
             target,
-            graph,
+            one,
             # Measured here and judged with everything else by the parity check.
-            compare(graph.model, shipped, step=_NAMES[target], batch=spec.batch, limit=math.inf).logits,
+            compare(one.model, shipped, step=_NAMES[target], batch=spec.batch, limit=math.inf).logits,
             kept[target],
+            _refusal(int8.findings, target),
         )
-        for target, graph in graphs.items()
+        for target, one in graphs.items()
     ]
 
 
-def _quantized(
-    graph: ExportedGraph, ranges: Mapping[str, Range], plan: QuantPlan, target: Target
-) -> ExportedGraph:
-    model = quantize(graph.model, ranges, plan, target)
+def _refusal(findings: Findings, target: Target) -> str | None:
+    refused = (one.sentence for one in findings.verdicts if one.target == target and not one.shippable)
+    return next(refused, None)
+
+
+def _quantized(graph: ExportedGraph, int8: Int8Plan, target: Target) -> ExportedGraph:
+    model = int8.graph(target)
     modules = {name: graph.modules[origin] for name, origin in origins(model).items()}
     return replace(graph, model=model, modules=modules)

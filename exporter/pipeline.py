@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
+from resnet_export.calibration.search import Int8Plan
+from resnet_export.calibration.summary import sentences
 from resnet_export.calibration.table import encode_table
 from resnet_export.exporter.bundle import Bundle, Staging, check_output, staging
 from resnet_export.exporter.describe import describe
@@ -21,7 +23,7 @@ from resnet_export.exporter.finish import finish
 from resnet_export.exporter.flavours import EnginePlan, plan_engines
 from resnet_export.exporter.graph import check_against, serialize, simplify, to_onnx
 from resnet_export.exporter.images import Images, choose_images
-from resnet_export.exporter.int8 import TABLE, find_table, make_plan, to_int8
+from resnet_export.exporter.int8 import TABLE, find_plan, to_int8
 from resnet_export.exporter.network import Network, build_network
 from resnet_export.exporter.precision import to_fp16
 from resnet_export.exporter.preprocessing_graph import bake_preprocessing
@@ -89,15 +91,14 @@ def export(
         def inputs() -> Iterator[NDArray[Any]]:
             return (to_input(batch, preprocessing) for batch in images.batches())
 
-        if spec.fp16 or spec.int8:
-            spans = scan_ranges(fp32.graph, inputs(), progress)
-            if spec.fp16:
-                drafts.append(narrow(fp32, spans, shipped, spec))
-            if spec.int8:
-                table = find_table(fp32, spec, inputs, images.count, progress)
-                stage.write(TABLE, encode_table(table))
-                drafts += to_int8(fp32, table, make_plan(fp32, spec), spans, shipped, spec)
-        return ship(stage, subject, spec, eager, drafts, progress)
+        int8 = None
+        if spec.fp16:
+            drafts.append(narrow(fp32, scan_ranges(fp32.graph, inputs(), progress), shipped, spec))
+        if spec.int8:
+            int8 = find_plan(fp32, spec, images, preprocessing, progress)
+            stage.write(TABLE, encode_table(int8.table))
+            drafts += to_int8(fp32, int8, inputs(), shipped, spec, progress)
+        return ship(stage, subject, spec, eager, drafts, int8, progress)
 
 
 def prepare(
@@ -146,7 +147,13 @@ def narrow(fp32: Draft, spans: Mapping[str, Span], shipped: Probe, spec: ExportS
 
 
 def ship(
-    stage: Staging, subject: Subject, spec: ExportSpec, eager: Probe, drafts: list[Draft], progress: Progress
+    stage: Staging,
+    subject: Subject,
+    spec: ExportSpec,
+    eager: Probe,
+    drafts: list[Draft],
+    int8: Int8Plan | None,
+    progress: Progress,
 ) -> Bundle:
     """typed ONNX → engines → bundle: written, checked where nobody sees it yet, and put into place."""
     network, preprocessing = subject.network, subject.preprocessing
@@ -172,7 +179,7 @@ def ship(
         for name, data in engine.files().items():
             stage.write(name, data)
     manifest = with_engines(manifest, [engine.artifact for engine in built], notes)
-    report = run_parity(stage.draft(manifest), progress=progress)
+    report = with_search(run_parity(stage.draft(manifest), progress=progress), int8)
     stage.write(REPORT, encode_report(report))
     stage.write("report.md", markdown.render(report).encode())
     return stage.commit(with_verdicts(manifest, report))
@@ -201,6 +208,18 @@ def with_engines(manifest: Manifest, engines: Sequence[Artifact], notes: Sequenc
         manifest,
         artifacts=(*manifest.artifacts, *engines),
         provenance=msgspec.structs.replace(provenance, notices=(*provenance.notices, *notes)),
+    )
+
+
+def with_search(report: ParityReport, int8: Int8Plan | None) -> ParityReport:
+    """Return the report with what the search for the INT8 graphs saw."""
+    if int8 is None:
+        return report
+    return msgspec.structs.replace(
+        report,
+        notes=(*report.notes, *sentences(int8.findings)),
+        int8=msgspec.to_builtins(int8.findings),
+        times={**report.times, "int8": int8.times},
     )
 
 

@@ -169,7 +169,9 @@ class Artifact(Struct, frozen=True):
 
     `target` says for whom the graph was laid out: "any", "cpu" or "tensorrt". `engine` is set for engines,
     and only for them. `parity` holds the verdicts of the parity check, one per backend that ran the artifact;
-    a session that was not told otherwise runs nothing in reduced precision that lacks a passing one.
+    a session that was not told otherwise runs nothing in reduced precision that lacks a passing one. `refusal` says
+    why the artifact may not be shipped whatever golden images say, as where INT8 stays outside its accuracy budget
+    on the calibration images; every parity check then fails it.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_][A-Za-z0-9._+-]*{_END}", max_length=100)]
@@ -182,12 +184,14 @@ class Artifact(Struct, frozen=True):
     kept: tuple[KeptLayer, ...] = ()
     engine: EngineInfo | None = None
     parity: tuple[Verdict, ...] = ()
+    refusal: Prose | None = None
 
 
 class GoldenInfo(Struct, frozen=True):
     """`golden.npz`: `images` uint8 [N, H, W, 3]; `logits.<stage>` float32 [N, classes] for each stage, the
     eager model's under `logits.eager`. `source` says whether the images are the bundled photographs or the
-    user's calibration set.
+    user's calibration set. `sample_bytes` is the length of the image file in `sample.file`, None when the
+    archive holds no sample of the preprocessing.
     """
 
     file: FilePath
@@ -196,6 +200,7 @@ class GoldenInfo(Struct, frozen=True):
     count: Count
     source: Literal["bundled", "calibration"]
     stages: tuple[Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_][A-Za-z0-9._+-]*{_END}")], ...]
+    sample_bytes: Size | None = None
 
 
 class Provenance(Struct, frozen=True):

@@ -102,10 +102,10 @@ OPTIONS = [
     ),
     click.option(
         "--calib-method",
-        type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
-        default="mse",
+        type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
+        default="auto",
         show_default=True,
-        help="How INT8 ranges are clipped.",
+        help="How INT8 ranges are clipped; `auto` takes what comes closest on held-back images.",
     ),
     click.option(
         "--calib-table",
@@ -114,12 +114,34 @@ OPTIONS = [
         help="Use the ranges of `resnet-export calibrate` instead of calibrating.",
     ),
     click.option(
+        "--max-drop",
+        type=click.FloatRange(0, 100),
+        metavar="PP",
+        help="Accuracy (without labels, agreement) that INT8 may lose on --calib, in percentage points: "
+        "layers are kept in fp16 until it holds.",
+    ),
+    click.option(
         "--keep-fp16",
         metavar="auto|none|LAYER,…",
         default="auto",
         show_default=True,
         callback=_layers,
         help="Layers that INT8 leaves alone.",
+    ),
+    click.option(
+        "--equalize/--no-equalize",
+        default=True,
+        help="Give channels the scale at which INT8 loses least.  [default: yes]",
+    ),
+    click.option(
+        "--correct-bias/--no-correct-bias",
+        default=True,
+        help="Take away what INT8 weights do to the mean of each channel.  [default: yes]",
+    ),
+    click.option(
+        "--round-weights/--no-round-weights",
+        default=True,
+        help="Round INT8 weights so that their errors cancel.  [default: yes]",
     ),
     click.option(
         "--input",

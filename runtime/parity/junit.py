@@ -52,6 +52,10 @@ def _entry_cases(report: ParityReport) -> Iterator[Element]:
             case = _case(entry, "runs")
             _child(case, "error", entry.error, "backend")
             yield case
+        if entry.refusal is not None:
+            case = _case(entry, "shippable")
+            _child(case, "failure", f"{entry.title}: {entry.refusal}", "refusal")
+            yield case
         for check in entry.checks:
             for criterion in check.criteria:
                 yield _criterion_case(entry, check, criterion)

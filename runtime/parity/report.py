@@ -14,6 +14,7 @@ from resnet_export.runtime.manifest import Manifest, Precision, Struct, Toleranc
 from resnet_export.runtime.parity.attribution import Attribution
 from resnet_export.runtime.parity.compare import Comparison
 from resnet_export.runtime.parity.criteria import Criterion
+from resnet_export.runtime.parity.layers import Layerwise
 
 REPORT_SCHEMA = 1
 SIGNIFICANT_DIGITS = 9
@@ -74,7 +75,8 @@ class Entry(Struct, frozen=True):
     `declared` is the artifact's precision and `ran` what the backend really computed in; the limits in
     `tolerance` are those of `held_to`, the coarser of the two. `emulated` says in words when the numbers
     are those of `ran` but the speed is not, and is None otherwise. `error` is what the backend said when it
-    could not open or run the artifact; then checks are missing and the entry has not passed.
+    could not open or run the artifact; then checks are missing and the entry has not passed. Nor has one with a
+    `refusal`, which is the artifact's own.
     """
 
     artifact: str
@@ -92,6 +94,7 @@ class Entry(Struct, frozen=True):
     checks: tuple[Check, ...]
     attribution: Attribution | None
     error: str | None
+    refusal: str | None = None
 
     @property
     def key(self) -> str:
@@ -107,8 +110,9 @@ class Entry(Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
-        """Whether the artifact ran, was compared, and kept every limit."""
-        return self.error is None and bool(self.checks) and all(check.passed for check in self.checks)
+        """Whether the artifact may be shipped, ran, was compared, and kept every limit."""
+        ran = self.error is None and self.refusal is None and bool(self.checks)
+        return ran and all(check.passed for check in self.checks)
 
     def check(self, images: Literal["golden", "data"]) -> Check | None:
         """Return the check on these images, None when there was none."""
@@ -141,7 +145,8 @@ class ParityReport(Struct, frozen=True):
     """The whole of a parity check.
 
     `unverified` are artifacts that ran on no backend; they stand apart from those that passed. `versions`
-    are of the packages that took part. `times` holds everything that changes from run to run: `started`
+    are of the packages that took part. `int8` is what the search for the INT8 graphs saw (`calibration.findings`, as
+    JSON), in the report of an export that made some. `times` holds everything that changes from run to run: `started`
     (UTC, ISO 8601), `seconds` in all, and per entry key the seconds that its backend spent running.
     """
 
@@ -155,6 +160,8 @@ class ParityReport(Struct, frozen=True):
     verdict: Summary
     versions: dict[str, str]
     times: dict[str, Any]
+    int8: dict[str, Any] | None = None
+    layerwise: tuple[Layerwise, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -234,10 +241,11 @@ def summarize(
 
 
 def failure(entry: Entry) -> str:
-    """Return why an entry failed, in one clause: its error, or its criteria that do not hold."""
+    """Return why an entry failed, in one clause: its error, its refusal, or its criteria that do not hold."""
     if entry.error is not None:
         return entry.error
-    broken = [
+    broken = [] if entry.refusal is None else [entry.refusal]
+    broken += [
         f"{'' if check.images == 'golden' else 'on data, '}{describe(criterion)}"
         for check in entry.checks
         for criterion in check.criteria

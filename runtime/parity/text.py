@@ -136,6 +136,8 @@ def _failures(report: ParityReport) -> Iterator[str]:
     for entry in report.entries:
         if entry.error is not None:
             yield f"{entry.title} {entry.error}"
+        if entry.refusal is not None:
+            yield f"{entry.title}: {entry.refusal}"
         for check in entry.checks:
             where = "golden images" if check.images == "golden" else report.asked.data
             for criterion in check.criteria:

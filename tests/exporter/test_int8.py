@@ -47,7 +47,7 @@ def test_int8_adds_a_graph_for_each_target_and_the_table_behind_both(bundle: Pat
     manifest = verify_bundle(bundle)
     targets = {artifact.name: artifact.target for artifact in manifest.artifacts if artifact.kind == "onnx"}
     assert targets == {"fp32": "any", "fp16": "any", "int8": "tensorrt", "int8.cpu": "cpu"}
-    assert read_table(bundle / "calibration.json").images == 32
+    assert read_table(bundle / "calibration.json").images == 24  # a quarter was held back to compare on
     assert {"int8", "int8.cpu"} <= set(manifest.golden.stages)
 
 
@@ -74,20 +74,35 @@ def test_each_engine_accounts_for_every_convolution_at_its_precision(bundle: Pat
     }
 
 
-def test_calibrate_writes_the_table_that_the_export_made(bundle: Path, photos: Path, tmp_path: Path) -> None:
-    for source in (bundle, bundle / "model.onnx"):
-        result = run("calibrate", source, "--calib", photos, "--out", tmp_path / "table.json")
+def test_calibrate_writes_the_same_table_for_a_bundle_and_its_graph(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    for source, name in ((bundle, "bundle.json"), (bundle / "model.onnx", "graph.json")):
+        result = run("calibrate", source, "--calib", photos, "--out", tmp_path / name)
         assert result.exit_code == 0, result.output
-        assert (tmp_path / "table.json").read_bytes() == (bundle / "calibration.json").read_bytes()
+    assert (tmp_path / "bundle.json").read_bytes() == (tmp_path / "graph.json").read_bytes()
+    assert read_table(tmp_path / "graph.json").graph == read_table(bundle / "calibration.json").graph
 
 
-def test_a_table_serves_later_exports_and_gives_the_same_graphs(bundle: Path, tmp_path: Path) -> None:
-    table = ("--calib-table", bundle / "calibration.json")
+def test_a_bundles_own_table_and_images_give_the_same_graphs_again(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    given = ("--calib-table", bundle / "calibration.json", "--calib", photos)
     out = tmp_path / "again"
-    result = run(*EXPORT, "--int8", *table, "--keep-fp16", "none", "--engine", "none", "--out", out)
+    result = run(*EXPORT, "--int8", *given, "--keep-fp16", "none", "--engine", "none", "--out", out)
     assert result.exit_code == 0, result.output
     again, first = read_manifest(out), read_manifest(bundle)
-    assert again.artifact("int8.cpu").sha256 == first.artifact("int8.cpu").sha256
+    for name in ("int8", "int8.cpu"):
+        assert again.artifact(name).sha256 == first.artifact(name).sha256
+
+
+def test_a_table_alone_makes_both_graphs_and_says_what_was_not_tried(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "alone"
+    table = ("--calib-table", bundle / "calibration.json", "--engine", "none")
+    result = run(*EXPORT, "--int8", *table, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert {"int8", "int8.cpu"} <= {artifact.name for artifact in read_manifest(out).artifacts}
+    assert "from a table alone" in result.output
 
 
 def test_layers_that_are_kept_are_listed_with_the_reason(photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""Run a trial graph and say how far its logits are from the float network's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from resnet_export.calibration.cpu_session import CpuSession
+from resnet_export.calibration.feed import Inputs
+from resnet_export.runtime.errors import DatasetError, ExportError
+from resnet_export.runtime.manifest import Precision, Struct
+from resnet_export.runtime.parity.metrics import Metrics
+from resnet_export.runtime.parity.tolerances import near_tie_width, tolerance_for
+
+
+class Judgement(Struct, frozen=True):
+    """A trial graph beside the float network, on the same images.
+
+    `snr_db` is that of the logits, and None where they are equal or not finite; `non_finite` counts images with
+    NaN or infinite logits. `agreement` is the share of images with the same first class, in percent; `clear`
+    counts images as agreeing too whose two classes the float network puts so close together that the error which
+    INT8 is allowed swaps them. With labels, `accuracy_drop` is in percentage points, positive where accuracy was
+    lost.
+    """
+
+    images: int
+    non_finite: int
+    snr_db: float | None
+    centred_cosine: float | None
+    agreement: float
+    clear: float
+    accuracy_drop: float | None
+
+    @property
+    def noise(self) -> float:
+        """The squared error relative to the float logits' square: 0 where they are equal, inf if not finite."""
+        if self.non_finite:
+            return math.inf
+        return 0.0 if self.snr_db is None else 10 ** (-self.snr_db / 10)
+
+    @property
+    def decibels(self) -> float:
+        """The SNR in dB, with ±inf for equal and for non-finite logits."""
+        return (
+            -10 * math.log10(self.noise)
+            if 0 < self.noise < math.inf
+            else math.copysign(math.inf, -self.noise)
+        )
+
+
+class Judge:
+    """Compares trial graphs with the float network on one set of images, whose logits it remembers."""
+
+    def __init__(
+        self, model: onnx.ModelProto, read: Callable[[], Iterable[Inputs]], *, threads: int | None = None
+    ) -> None:
+        """Run the float network.
+
+        Args:
+            model: the float32 graph.
+            read: starts a pass over the images, always the same.
+            threads: for ONNX Runtime; None means all processors.
+
+        Raises DatasetError when there is no image, ExportError when a logit is infinite or NaN.
+        """
+        self._read, self._threads = read, threads
+        labels: list[NDArray[np.int64] | None] = []
+
+        def seen() -> Iterator[NDArray[Any]]:
+            for images, label in read():
+                labels.append(label)
+                yield images
+
+        self.logits = self._run(model, seen())
+        if not np.isfinite(self.logits).all():
+            raise ExportError(
+                "the float network's logits are infinite or NaN on a real image; check its weights"
+            )
+        known = [label for label in labels if label is not None]
+        self.labels = np.concatenate(known) if known and len(known) == len(labels) else None
+        self._near_tie = near_tie_width(tolerance_for(Precision.INT8), self.logits)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __call__(self, graph: onnx.ModelProto) -> Judgement:
+        """Run a trial graph over the images and compare it."""
+        logits = self._run(graph, self.images())
+        figures = Metrics.of(self.logits, logits, self._near_tie).result()
+        drop = None
+        if self.labels is not None:
+            right = [(one.argmax(axis=1) == self.labels).mean() for one in (self.logits, logits)]
+            drop = 100 * float(right[0] - right[1])
+        return Judgement(
+            images=figures.images,
+            non_finite=figures.non_finite,
+            snr_db=figures.snr_db,
+            centred_cosine=figures.centred_cosine,
+            agreement=100 * figures.top1_agreement,
+            clear=100 * (figures.top1 + figures.near_tie_flips) / figures.images,
+            accuracy_drop=drop,
+        )
+
+    def images(self) -> Iterator[NDArray[Any]]:
+        """Yield the batches of one pass over the images."""
+        return (images for images, _ in self._read())
+
+    def _run(self, graph: onnx.ModelProto, batches: Iterable[NDArray[Any]]) -> NDArray[np.float32]:
+        session = CpuSession(graph.SerializeToString(), threads=self._threads)
+        found = [session.run(batch)[0] for batch in batches]
+        if not found:
+            raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
+        return np.concatenate(found)
