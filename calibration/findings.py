@@ -70,20 +70,28 @@ class Ranking(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """Whether the graph of one target may be shipped, judged on all calibration images.
+    """Whether the graph of one target may be shipped, judged on the calibration images.
 
-    `measure` is what was limited and `found` its value, both in percentage points as is `limit`. `culprits` are the
-    layers to blame where it may not, the worst first.
+    `limit` says in words what was to hold. `culprits` are the layers to blame where it does not, the worst first.
     """
 
     target: Target
-    shippable: bool
-    measure: str
-    limit: float
-    found: float
+    limit: str
     judged: Judgement
     culprits: tuple[str, ...]
-    sentence: str
+
+    @property
+    def shippable(self) -> bool:
+        """Whether every limit holds."""
+        return not self.judged.outside
+
+    @property
+    def sentence(self) -> str:
+        """Why it may not be shipped, and who is to blame."""
+        return (
+            f"on {self.judged.images} calibration images INT8 has {', '.join(self.judged.outside)}; the layers to "
+            f"blame are {', '.join(self.culprits)}: ship fp16 instead"
+        )
 
 
 class Findings(Struct, frozen=True):

@@ -178,17 +178,24 @@ def rounded(
     return best, tuple(steps), tuple(layers)
 
 
-def best_method(candidate: Candidate, bench: Bench) -> tuple[Candidate, tuple[MethodTrial, ...]]:
-    """Return the candidate with the method whose logits are closest, and what each method left of them."""
+def best_method(
+    candidate: Candidate, judge: Judge, progress: Progress
+) -> tuple[Candidate, tuple[MethodTrial, ...]]:
+    """Return the candidate with the method whose logits are closest, and what each method left of them.
+
+    A method that stays within the judge's limits for both targets goes before one that does not.
+    """
     trials = tuple(
         MethodTrial(
-            method=method,
-            judged=judged(candidate, bench.judge, f"Trying {method} ranges", bench.progress, method),
+            method=method, judged=judged(candidate, judge, f"Trying {method} ranges", progress, method)
         )
         for method in METHODS
     )
-    best = max(trials, key=lambda one: mean_decibels(one.judged))
-    return candidate.with_method(best.method), trials
+
+    def rank(trial: MethodTrial) -> tuple[int, float]:
+        return -sum(bool(one.outside) for one in trial.judged.values()), mean_decibels(trial.judged)
+
+    return candidate.with_method(max(trials, key=rank).method), trials
 
 
 def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, bench: Bench) -> CalibrationTable:

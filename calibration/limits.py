@@ -1,11 +1,8 @@
-"""What an INT8 graph may lose, whether it keeps to that, and what becomes of one that does not."""
+"""Whether an INT8 graph keeps to its limits, and what becomes of one that does not."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -18,39 +15,10 @@ from resnet_export.calibration.topology import Topology
 from resnet_export.calibration.trial import Judge, Judgement
 from resnet_export.runtime.progress import Progress
 
-FLOOR = 95.0
-"""Percent of the images on which an INT8 graph must agree with the float network, unless that hesitates itself
-(`Judgement.clear`). Below it the result has collapsed: healthy networks keep 99 % and more."""
-
 _RANKING_WORK = 1000  # layers times images that a ranking may take
 _RANKING_IMAGES = 8, 64  # but no fewer images than this, and no more
 _BLAMED = 5  # culprits to name, at most
 _MOST_DAMAGE = 0.8  # the share of the damage that they make up together
-
-Measure = Literal["clear disagreement", "disagreement", "top-1 accuracy drop"]
-
-_LOST: Mapping[Measure, Callable[[Judgement], float | None]] = {
-    "clear disagreement": lambda found: 100 - found.clear,
-    "disagreement": lambda found: 100 - found.agreement,
-    "top-1 accuracy drop": lambda found: found.accuracy_drop,
-}
-
-
-@dataclass(frozen=True)
-class Limit:
-    """How much may be lost, in percentage points, and of what."""
-
-    measure: Measure
-    points: float
-
-    def lost(self, found: Judgement) -> float:
-        """Return what a graph loses; logits that are not finite lose everything."""
-        value = _LOST[self.measure](found)
-        return math.inf if value is None or found.non_finite else value
-
-    def holds(self, found: Judgement) -> bool:
-        """Say whether a graph keeps to the limit."""
-        return self.lost(found) <= self.points
 
 
 @dataclass(frozen=True)
@@ -67,40 +35,31 @@ class Outcome:
     latency_ratio: float | None = None
 
 
-def limit_for(max_drop: float | None, judge: Judge) -> Limit:
-    """Return the budget that was asked for, of accuracy where there are labels; else no collapse."""
-    if max_drop is None:
-        return Limit("clear disagreement", 100 - FLOOR)
-    return Limit("disagreement" if judge.labels is None else "top-1 accuracy drop", max_drop)
-
-
 def mended(
     candidate: Candidate,
     target: Target,
     found: Judgement,
     judge: Judge,
-    limit: Limit,
     images: Feed,
     *,
     may_keep: bool,
     threads: int | None,
     progress: Progress,
 ) -> tuple[Candidate, Outcome]:
-    """Return the candidate within the limit for `target`, if keeping layers in floating point can do that.
+    """Return the candidate within the judge's limits for `target`, if keeping layers in floating point can do that.
 
     Args:
         candidate: what was judged.
         target: whose graph.
         found: how it was judged.
-        judge: the images it was judged on.
-        limit: what it may lose.
+        judge: the images it was judged on, and the limits.
         images: to rank layers on.
         may_keep: whether layers may be kept; otherwise the culprits are only named.
         threads: for ONNX Runtime.
         progress: told about layers and trials.
     """
-    if limit.holds(found):
-        return candidate, Outcome(_verdict(target, found, limit, ()))
+    if not found.outside:
+        return candidate, Outcome(_verdict(target, judge, found, ()))
     ranges = candidate.plan.choose_ranges(candidate.table)
     least, most = _RANKING_IMAGES
     few = min(max(least, _RANKING_WORK // max(1, len(Topology(candidate.model).layers))), most)
@@ -110,16 +69,7 @@ def mended(
     budget, ratio = None, None
     if may_keep:
         plan, budget = keep_within(
-            candidate.model,
-            ranges,
-            candidate.plan,
-            target,
-            damages,
-            judge,
-            limit.lost,
-            measure=limit.measure,
-            limit=limit.points,
-            progress=progress,
+            candidate.model, ranges, candidate.plan, target, damages, judge, progress=progress
         )
         if budget.holds:
             before, candidate = candidate, replace(candidate, plan=plan)
@@ -127,8 +77,8 @@ def mended(
             if target == "cpu":
                 image = next(iter(judge.images()))[:1]
                 ratio = latency_ratio(candidate.graph(target), before.graph(target), image)
-    culprits = () if limit.holds(found) else blamed(damages)
-    return candidate, Outcome(_verdict(target, found, limit, culprits), ranking, budget, ratio)
+    culprits = blamed(damages) if found.outside else ()
+    return candidate, Outcome(_verdict(target, judge, found, culprits), ranking, budget, ratio)
 
 
 def blamed(damages: tuple[Damage, ...]) -> tuple[str, ...]:
@@ -141,20 +91,5 @@ def blamed(damages: tuple[Damage, ...]) -> tuple[str, ...]:
     return tuple(one.layer for one in damages[: min(needed, _BLAMED)])
 
 
-def _verdict(target: Target, found: Judgement, limit: Limit, culprits: tuple[str, ...]) -> Verdict:
-    sentence = (
-        f"the INT8 graph for {target} has {limit.lost(found):.2f} points of {limit.measure} on {found.images} "
-        f"images, and {limit.points:g} are allowed"
-    )
-    if not limit.holds(found):
-        sentence += f"; the layers to blame are {', '.join(culprits)}: ship fp16 instead"
-    return Verdict(
-        target=target,
-        shippable=limit.holds(found),
-        measure=limit.measure,
-        limit=limit.points,
-        found=limit.lost(found),
-        judged=found,
-        culprits=culprits,
-        sentence=sentence,
-    )
+def _verdict(target: Target, judge: Judge, found: Judgement, culprits: tuple[str, ...]) -> Verdict:
+    return Verdict(target=target, limit=judge.limit(), judged=found, culprits=culprits)

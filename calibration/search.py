@@ -3,9 +3,9 @@
 1. Hold some images back, to compare trial graphs on images that nothing was fitted to.
 2. Equalize channels, calibrate once, correct biases, round weights (`calibration.improve`).
 3. `auto` tries every way to choose ranges and takes the one whose logits are closest.
-4. Judge the result on all images. Where it collapses, or exceeds the accuracy budget, try the other methods if one
-   was asked for by name, then keep the layers to blame in floating point, and if nothing holds, say so and name
-   them (`calibration.limits`).
+4. Judge the result on all images. Where it collapses, or exceeds the accuracy budget, try every method on all of
+   them, then keep the layers to blame in floating point, and if nothing holds, say so and name them
+   (`calibration.limits`).
 
 All of it happens on trial graphs. The artifacts are emitted afterwards, once, from graph, table and plan.
 """
@@ -35,13 +35,13 @@ from resnet_export.calibration.improve import (
     rounded,
 )
 from resnet_export.calibration.layout import TARGETS, Target
-from resnet_export.calibration.limits import limit_for, mended
+from resnet_export.calibration.limits import mended
 from resnet_export.calibration.plan import Equalization, Kept, QuantPlan, default_kept, summarize
 from resnet_export.calibration.qdq import quantize
 from resnet_export.calibration.ranges import METHODS, Method
 from resnet_export.calibration.table import CalibrationTable, require_graph
 from resnet_export.calibration.topology import Topology
-from resnet_export.calibration.trial import Judge
+from resnet_export.calibration.trial import Judge, Limits
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.progress import Progress, silent
 
@@ -61,14 +61,13 @@ class SearchSpec:
     Attributes:
         method: how ranges are chosen; "auto" tries all.
         keep_fp16: "auto" for the layers that pay and those that a search finds, "none", or layers by name.
-        max_drop: how much top-1 accuracy, or without labels agreement, may be lost, in percentage points; None
-            only asks for no collapse.
+        limits: what the result may lose.
         equalize, correct_bias, round_weights: whether to try each improvement.
     """
 
     method: Method | Literal["auto"] = "auto"
     keep_fp16: Literal["auto", "none"] | tuple[str, ...] = "auto"
-    max_drop: float | None = None
+    limits: Limits = field(default_factory=Limits)
     equalize: bool = True
     correct_bias: bool = True
     round_weights: bool = True
@@ -151,28 +150,32 @@ def plan_int8(
         steps.extend(found)
     if spec.method == "auto":
         with clock("methods"):
-            candidate, trials = best_method(candidate, bench)
+            candidate, trials = best_method(candidate, bench.judge, progress)
     else:
         candidate = candidate.with_method(spec.method)
 
     with clock("judging"):
-        sample = images if spec.max_drop is not None else images.sample(_JUDGED)
-        judge = Judge(model, sample, threads=threads)
-        limit = limit_for(spec.max_drop, judge)
+        budget = spec.limits.max_drop
+        judge = Judge(
+            model, images.sample(_JUDGED) if budget is None else images, spec.limits, threads=threads
+        )
         verdicts = judged(candidate, judge, "Judging", progress)
-    if limit.points < 100 / len(judge) and spec.max_drop is not None:
+    if budget is not None and budget < 100 / len(judge):
         notices.append(
             f"{len(judge)} images cannot tell less than {100 / len(judge):.2g} points apart, and the budget is "
-            f"{limit.points:g}: a single image decides; give more"
+            f"{budget:g}: a single image decides; give more"
         )
-    if spec.method != "auto" and not all(limit.holds(one) for one in verdicts.values()):
+    if any(one.outside for one in verdicts.values()):
+        # What decides may be rare, and not among the images that were held back.
+        before = candidate.plan.method
         with clock("methods"):
-            candidate, trials = best_method(candidate, bench)
-            verdicts = judged(candidate, judge, "Judging", progress)
-        if candidate.plan.method != spec.method:
+            candidate, retried = best_method(candidate, judge, progress)
+        trials = (*trials, *retried)
+        verdicts = next(one.judged for one in retried if one.method == candidate.plan.method)
+        if candidate.plan.method != before:
             notices.append(
-                f"with {spec.method} ranges, which were asked for, INT8 is outside its limit of {limit.points:g} "
-                f"points of {limit.measure}; {candidate.plan.method} ranges come closer and were used"
+                f"with {before} ranges INT8 is outside its limits on {len(judge)} images ({judge.limit()}); "
+                f"{candidate.plan.method} ranges come closer and were used"
             )
     outcomes = []
     for target, one in verdicts.items():
@@ -182,7 +185,6 @@ def plan_int8(
                 target,
                 one,
                 judge,
-                limit,
                 bench.fitted,
                 may_keep=spec.keep_fp16 == "auto",
                 threads=threads,

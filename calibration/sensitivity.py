@@ -24,7 +24,7 @@ from resnet_export.calibration.qdq import quantize
 from resnet_export.calibration.ranges import Range
 from resnet_export.calibration.tensor_types import infer_types
 from resnet_export.calibration.topology import Topology
-from resnet_export.calibration.trial import Judge, Judgement
+from resnet_export.calibration.trial import Judge
 from resnet_export.runtime.manifest import Struct
 from resnet_export.runtime.progress import Progress, silent
 
@@ -55,24 +55,27 @@ class Damage(Struct, frozen=True):
 
 
 class Attempt(Struct, frozen=True):
-    """One step of the bisection: this many of the ranked layers kept, what was found, and whether it holds."""
+    """One step of the bisection: this many of the ranked layers kept, and the limits that still do not hold."""
 
     kept: int
-    found: float
-    holds: bool
+    outside: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether that many are enough."""
+        return not self.outside
 
 
 class Budget(Struct, frozen=True):
     """How the layers to keep were found.
 
-    `measure` names what `limit` and the attempts' `found` are in percentage points of. `kept` is empty where
-    even the largest allowed number of layers did not hold. `float_share` is the share of multiply-adds that the
+    `limit` says in words what was to hold. `kept` is empty where even the largest allowed number of layers was not
+    enough. `float_share` is the share of multiply-adds that the
     kept layers have, and so about the share of the work that INT8 does not speed up.
     """
 
     target: Target
-    measure: str
-    limit: float
+    limit: str
     path: tuple[Attempt, ...]
     kept: tuple[str, ...]
     float_share: float
@@ -122,20 +125,18 @@ def rank_layers(
     return tuple(sorted(found, key=lambda one: -one.severity))
 
 
-def bisect(most: int, measured: Callable[[int], float], limit: float) -> Iterator[Attempt]:
-    """Yield the trials that find the least number of kept layers, from 1 to `most`, that holds.
+def bisect(most: int, tried: Callable[[int], Attempt]) -> Iterator[Attempt]:
+    """Yield the trials that find the least number of kept layers, from 1 to `most`, that is enough.
 
-    `measured` maps a number of kept layers to what the limit is on; none of them is known not to hold. The
-    largest number comes first, and is the only trial where it does not hold; otherwise there are at most
-    1 + log2(`most`), rounded up.
+    `tried` keeps a number of layers and looks. The largest number comes first, and is the only trial where it is not
+    enough; otherwise there are at most 1 + log2(`most`), rounded up. None at all is known not to be enough.
     """
     low, high = 0, most
     count = most
     while True:
-        found = measured(count)
-        holds = found <= limit
-        yield Attempt(kept=count, found=found, holds=holds)
-        low, high = (low, count) if holds else (count, high)
+        found = tried(count)
+        yield found
+        low, high = (low, count) if found.holds else (count, high)
         if high - low <= 1:
             return
         count = (low + high) // 2
@@ -148,40 +149,36 @@ def keep_within(
     target: Target,
     damages: Sequence[Damage],
     judge: Judge,
-    excess: Callable[[Judgement], float],
     *,
-    measure: str,
-    limit: float,
     progress: Progress = silent,
 ) -> tuple[QuantPlan, Budget]:
-    """Return the plan with as few layers kept for `target` as `excess` ≤ `limit` takes, and how it was found.
+    """Return the plan with as few layers kept for `target` as the judge's limits take, and how it was found.
 
     Where nothing holds, the plan comes back as it was.
 
     Args:
         damages: what `rank_layers` found.
-        judge: the images to judge on.
-        excess: what is limited, in percentage points.
-        measure: its name.
+        judge: the images to judge on, and the limits.
     """
+    limit = judge.limit()
 
     def keeping(count: int) -> QuantPlan:
         names = [one.layer for one in damages[:count]]
-        return with_kept(plan, names, target, f"without it the {measure} would exceed {limit:g} points")
+        return with_kept(plan, names, target, f"INT8 would be outside its limits with it: {limit}")
 
-    def measured(count: int) -> float:
-        return excess(judge(quantize(model, ranges, keeping(count), target)))
+    def tried(count: int) -> Attempt:
+        found = judge(quantize(model, ranges, keeping(count), target))
+        return Attempt(kept=count, outside=found.outside)
 
     floats = np.cumsum([one.multiply_adds for one in damages])
     most = int(np.searchsorted(floats, MOST_FLOAT, side="right"))
-    trials = bisect(most, measured, limit) if most else iter(())
+    trials = bisect(most, tried) if most else iter(())
     total = 1 + math.ceil(math.log2(max(most, 1)))
     path = tuple(progress(trials, f"Searching layers to keep ({target})", total))
     count = min((one.kept for one in path if one.holds), default=0)
     chosen = keeping(count) if count else plan
     return chosen, Budget(
         target=target,
-        measure=measure,
         limit=limit,
         path=path,
         kept=tuple(one.layer for one in damages[:count]),

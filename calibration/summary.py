@@ -23,10 +23,9 @@ def sentences(findings: Findings) -> tuple[str, ...]:
 
 def _sentences(findings: Findings) -> Iterator[str]:
     if findings.methods:
-        seen = ", ".join(f"{one.method} {_pair(one.judged)}" for one in findings.methods)
         yield (
-            f"INT8 ranges: {findings.method} came closest of the methods tried; SNR of the logits on "
-            f"{findings.held_back} held-back images, TensorRT graph / CPU graph, in dB: {seen}"
+            f"INT8 ranges: {findings.method} was chosen; SNR of the logits, TensorRT graph / CPU graph, in dB, "
+            f"{'; '.join(_seen(findings))}"
         )
     for step in findings.steps:
         yield _step(step)
@@ -40,6 +39,16 @@ def _sentences(findings: Findings) -> Iterator[str]:
     yield from findings.notices
 
 
+def _seen(findings: Findings) -> Iterator[str]:
+    rounds: dict[int, list[str]] = {}
+    for trial in findings.methods:
+        images = next(iter(trial.judged.values())).images
+        rounds.setdefault(images, []).append(f"{trial.method} {_pair(trial.judged)}")
+    for images, seen in rounds.items():
+        held = " held-back" if images == findings.held_back else ""
+        yield f"on {images}{held} images: {', '.join(seen)}"
+
+
 def _step(step: Step) -> str:
     text = f"INT8 {step.name} was {'used' if step.used else 'not used'}"
     if step.before_db:
@@ -50,15 +59,19 @@ def _step(step: Step) -> str:
 
 def _budget(budget: Budget) -> str:
     where = f"INT8, {_TITLES[budget.target]} graph"
-    path = ", ".join(f"{one.kept} kept: {one.found:.2f}" for one in budget.path)
+    path = "; ".join(
+        f"{one.kept} kept: {'within' if one.holds else ', '.join(one.outside)}" for one in budget.path
+    )
     if not budget.kept:
         return (
-            f"{where}: no number of layers that leaves INT8 worth while keeps {budget.measure} within "
-            f"{budget.limit:g} points ({path or 'none could be tried'})"
+            f"{where}: no number of layers that leaves INT8 worth while keeps it within {budget.limit} "
+            f"({path or 'none could be tried'})"
         )
+    names = f": {', '.join(budget.kept[:_SHOWN])}{'…' if len(budget.kept) > _SHOWN else ''}"
     return (
-        f"{where}: {len(budget.kept)} layers with {100 * budget.float_share:.1f} % of the multiply-adds stay in "
-        f"floating point to keep {budget.measure} within {budget.limit:g} points ({path})"
+        f"{where}: {len(budget.kept)} layer{'s' if len(budget.kept) > 1 else ''} with "
+        f"{100 * budget.float_share:.1f} % of the multiply-adds stay in floating point{names}; otherwise it would not "
+        f"be within {budget.limit} ({path})"
     )
 
 

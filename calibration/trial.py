@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,48 @@ from numpy.typing import NDArray
 from resnet_export.calibration.cpu_session import CpuSession
 from resnet_export.calibration.feed import Inputs
 from resnet_export.runtime.errors import DatasetError, ExportError
-from resnet_export.runtime.manifest import Precision, Struct
-from resnet_export.runtime.parity.metrics import Metrics
+from resnet_export.runtime.manifest import Precision, Struct, Tolerance
+from resnet_export.runtime.parity.criteria import Criterion, at_most, judge
+from resnet_export.runtime.parity.metrics import Figures, Metrics
+from resnet_export.runtime.parity.report import bound, describe
 from resnet_export.runtime.parity.tolerances import near_tie_width, tolerance_for
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an INT8 graph may lose: what every parity check allows it, and the user's own budget.
+
+    `untrained` takes the limits for networks with random weights. `max_drop` is in percentage points of top-1 accuracy,
+    or of agreement where there are no labels; None sets no budget.
+    """
+
+    untrained: bool = False
+    max_drop: float | None = None
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The limits that parity has for INT8."""
+        return tolerance_for(Precision.INT8, untrained=self.untrained)
+
+    def criteria(self, figures: Figures, accuracy_drop: float | None) -> tuple[Criterion, ...]:
+        """Hold a graph's figures to the limits. `accuracy_drop` is in percentage points, None without labels."""
+        found = judge(figures, self.tolerance, near_ties_agree=self.untrained)
+        if self.max_drop is None:
+            return found
+        if accuracy_drop is None:
+            lost = at_most("disagreement", 100 * (1 - figures.top1_agreement), self.max_drop)
+        else:
+            lost = at_most("top-1 accuracy drop", accuracy_drop, self.max_drop)
+        return (*found, lost)
 
 
 class Judgement(Struct, frozen=True):
     """A trial graph beside the float network, on the same images.
 
     `snr_db` is that of the logits, and None where they are equal or not finite; `non_finite` counts images with
-    NaN or infinite logits. `agreement` is the share of images with the same first class, in percent; `clear`
-    counts images as agreeing too whose two classes the float network puts so close together that the error which
-    INT8 is allowed swaps them. With labels, `accuracy_drop` is in percentage points, positive where accuracy was
-    lost.
+    NaN or infinite logits. `agreement` is the share of images with the same first class, in percent. With labels,
+    `accuracy_drop` is in percentage points, positive where accuracy was lost. `outside` are the limits that do not
+    hold, as "centred cosine 0.93, expected ≥ 0.995".
     """
 
     images: int
@@ -33,8 +63,8 @@ class Judgement(Struct, frozen=True):
     snr_db: float | None
     centred_cosine: float | None
     agreement: float
-    clear: float
     accuracy_drop: float | None
+    outside: tuple[str, ...]
 
     @property
     def noise(self) -> float:
@@ -46,29 +76,34 @@ class Judgement(Struct, frozen=True):
     @property
     def decibels(self) -> float:
         """The SNR in dB, with ±inf for equal and for non-finite logits."""
-        return (
-            -10 * math.log10(self.noise)
-            if 0 < self.noise < math.inf
-            else math.copysign(math.inf, -self.noise)
-        )
+        if self.noise == 0:
+            return math.inf
+        return -math.inf if self.non_finite else -10 * math.log10(self.noise)
 
 
 class Judge:
     """Compares trial graphs with the float network on one set of images, whose logits it remembers."""
 
     def __init__(
-        self, model: onnx.ModelProto, read: Callable[[], Iterable[Inputs]], *, threads: int | None = None
+        self,
+        model: onnx.ModelProto,
+        read: Callable[[], Iterable[Inputs]],
+        limits: Limits | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
         """Run the float network.
 
         Args:
             model: the float32 graph.
             read: starts a pass over the images, always the same.
+            limits: what trial graphs are held to.
             threads: for ONNX Runtime; None means all processors.
 
         Raises DatasetError when there is no image, ExportError when a logit is infinite or NaN.
         """
         self._read, self._threads = read, threads
+        self.limits = limits or Limits()
         labels: list[NDArray[np.int64] | None] = []
 
         def seen() -> Iterator[NDArray[Any]]:
@@ -83,7 +118,7 @@ class Judge:
             )
         known = [label for label in labels if label is not None]
         self.labels = np.concatenate(known) if known and len(known) == len(labels) else None
-        self._near_tie = near_tie_width(tolerance_for(Precision.INT8), self.logits)
+        self._near_tie = near_tie_width(self.limits.tolerance, self.logits)
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -102,9 +137,19 @@ class Judge:
             snr_db=figures.snr_db,
             centred_cosine=figures.centred_cosine,
             agreement=100 * figures.top1_agreement,
-            clear=100 * (figures.top1 + figures.near_tie_flips) / figures.images,
             accuracy_drop=drop,
+            outside=tuple(
+                describe(criterion)
+                for criterion in self.limits.criteria(figures, drop)
+                if not criterion.passed
+            ),
         )
+
+    def limit(self) -> str:
+        """Return what trial graphs are held to, in words: "relative error ≤ 0.1, centred cosine ≥ 0.995"."""
+        nothing = Metrics.of(self.logits, self.logits).result()
+        criteria = self.limits.criteria(nothing, None if self.labels is None else 0.0)
+        return ", ".join(f"{one.name.replace('_', ' ')} {bound(one)}" for one in criteria)
 
     def images(self) -> Iterator[NDArray[Any]]:
         """Yield the batches of one pass over the images."""

@@ -15,6 +15,7 @@ from resnet_export.calibration.layout import Target
 from resnet_export.calibration.qdq import origins
 from resnet_export.calibration.search import Int8Plan, SearchSpec, plan_from_table, plan_int8
 from resnet_export.calibration.table import read_table
+from resnet_export.calibration.trial import Limits
 from resnet_export.exporter.draft import Draft
 from resnet_export.exporter.graph import ExportedGraph
 from resnet_export.exporter.images import Images
@@ -32,7 +33,13 @@ _NAMES: Mapping[Target, str] = {"tensorrt": "int8", "cpu": "int8.cpu"}
 
 
 def find_plan(
-    fp32: Draft, spec: ExportSpec, images: Images, preprocessing: Preprocessing, progress: Progress
+    fp32: Draft,
+    spec: ExportSpec,
+    images: Images,
+    preprocessing: Preprocessing,
+    *,
+    untrained: bool,
+    progress: Progress,
 ) -> Int8Plan:
     """Return how the network is to be quantized: searched for on the user's images, or from a table alone.
 
@@ -43,7 +50,7 @@ def find_plan(
     search = SearchSpec(
         method=spec.calib_method,
         keep_fp16=spec.keep_fp16,
-        max_drop=spec.max_drop,
+        limits=Limits(untrained=untrained, max_drop=spec.max_drop),
         equalize=spec.equalize,
         correct_bias=spec.correct_bias,
         round_weights=spec.round_weights,

@@ -29,9 +29,10 @@ from resnet_export.exporter.precision import to_fp16
 from resnet_export.exporter.preprocessing_graph import bake_preprocessing
 from resnet_export.exporter.ranges import Span, scan_ranges
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
+from resnet_export.exporter.sample import record_sample
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.exporter.stage_check import Probe, compare, eager_probe
-from resnet_export.runtime.golden import EAGER, Golden, encode_golden
+from resnet_export.runtime.golden import EAGER, Golden, Sample, encode_golden
 from resnet_export.runtime.host import probe
 from resnet_export.runtime.manifest import Artifact, GoldenInfo, Manifest, Precision, Preprocessing
 from resnet_export.runtime.parity import markdown
@@ -95,7 +96,8 @@ def export(
         if spec.fp16:
             drafts.append(narrow(fp32, scan_ranges(fp32.graph, inputs(), progress), shipped, spec))
         if spec.int8:
-            int8 = find_plan(fp32, spec, images, preprocessing, progress)
+            untrained = network.info.weights.source == "untrained"
+            int8 = find_plan(fp32, spec, images, preprocessing, untrained=untrained, progress=progress)
             stage.write(TABLE, encode_table(int8.table))
             drafts += to_int8(fp32, int8, inputs(), shipped, spec, progress)
         return ship(stage, subject, spec, eager, drafts, int8, progress)
@@ -162,7 +164,7 @@ def ship(
         graph = finish(draft.graph, info=network.info, preprocessing=preprocessing, precision=draft.precision)
         files[draft.name] = serialize(graph.model)
         written[draft.name] = stage.write(draft.file, files[draft.name])
-    golden = write_golden(stage, subject.images, eager, drafts)
+    golden = write_golden(stage, subject.images, eager, drafts, record_sample(network.preprocessing))
     notices = (*network.notices, *drafts[0].graph.notices)
     artifacts = [(draft, written[draft.name]) for draft in drafts]
     manifest = describe(network, spec, preprocessing, artifacts, golden, notices)
@@ -185,12 +187,14 @@ def ship(
     return stage.commit(with_verdicts(manifest, report))
 
 
-def write_golden(stage: Staging, images: Images, eager: Probe, drafts: list[Draft]) -> GoldenInfo:
-    """Write the golden images with the logits of every stage on them."""
+def write_golden(
+    stage: Staging, images: Images, eager: Probe, drafts: list[Draft], sample: Sample
+) -> GoldenInfo:
+    """Write the golden images with the logits of every stage on them, and the sample of the preprocessing."""
     logits = {EAGER: eager.logits}
     logits |= {check.step: check.logits for check in drafts[0].graph.checks}
     logits |= {draft.name: draft.logits for draft in drafts}
-    file = stage.write(GOLDEN, encode_golden(Golden(images.golden, logits)))
+    file = stage.write(GOLDEN, encode_golden(Golden(images.golden, logits, sample)))
     return GoldenInfo(
         file=file.file,
         bytes=file.bytes,
@@ -198,6 +202,7 @@ def write_golden(stage: Staging, images: Images, eager: Probe, drafts: list[Draf
         count=len(images.golden),
         source=images.source,
         stages=tuple(sorted(logits)),
+        sample_bytes=len(sample.file),
     )
 
 
