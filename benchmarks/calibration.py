@@ -1,50 +1,34 @@
-"""What calibration costs: a table for ResNet-50 beside ONNX Runtime's `quantize_static`, whole processes.
+"""What calibration costs: `resnet-export calibrate` of ResNet-50 beside ONNX Runtime's `quantize_static`.
 
     python -m benchmarks.calibration
 
-Both read the same crops from an archive and use entropy. Then the peak memory of a table from 128 and from 512
-images, and the collection alone beside plain inference over the same images in one process.
+Whole processes; both read the same crops from an archive and use entropy. Then the peak memory of a table from 128
+and from 512 images, the collection alone beside plain inference over the same images in one process, and the
+whole default `--int8` export with 256 images, step by step.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from benchmarks.harness import heading, interleave, interleave_processes, paired_ratio, run_process
 from resnet_export.calibration.calibrate import observe_graph
 from resnet_export.calibration.cpu_session import CpuSession
-from resnet_export.exporter.graph import serialize, simplify, to_onnx
-from resnet_export.exporter.network import build_network
+from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.photos import natural_crops
-from resnet_export.exporter.spec import ModelSpec
-from resnet_export.exporter.stage_check import eager_probe
 from resnet_export.runtime.manifest import BatchRange, Preprocessing
 from resnet_export.runtime.preprocess import normalize
 
 ROUNDS = 3
 IMAGES = 64
 SIZE = 224
-
-OURS = """
-import sys
-import onnx
-from resnet_export.calibration.calibrate import calibrate
-from resnet_export.calibration.dataset import open_dataset
-from resnet_export.calibration.table import encode_table
-from resnet_export.runtime.manifest import Preprocessing
-from resnet_export.runtime.preprocess import normalize
-model, images, table = sys.argv[1:]
-preprocessing = Preprocessing()
-dataset = open_dataset(images, preprocessing=preprocessing)
-batches = (normalize(batch.images, preprocessing) for batch in dataset.batches(8))
-made = calibrate(onnx.load(model), batches, methods=("entropy",))
-open(table, "wb").write(encode_table(made))
-"""
 
 THEIRS = """
 import sys
@@ -65,14 +49,19 @@ quantize_static(model, quantized, Reader(), quant_format=QuantFormat.QDQ, per_ch
 """
 
 
-def export_resnet50(path: Path) -> bytes:
-    """Write the simplified float32 graph of the untrained ResNet-50 and return its bytes."""
-    network = build_network(ModelSpec(depth=50))
-    probe = eager_probe(network.module, normalize(natural_crops(2, SIZE, seed=0), network.preprocessing))
-    graph = to_onnx(network.module, image_size=SIZE, batch=BatchRange(min=1, opt=2, max=2), probe=probe)
-    data = serialize(simplify(graph).model)
-    path.write_bytes(data)
-    return data
+COMMAND = str(Path(sys.executable).with_name("resnet-export"))
+
+
+def export_resnet50(folder: Path) -> Path:
+    """Export the untrained ResNet-50 and return its float32 graph."""
+    spec = ExportSpec(engine="none", batch=BatchRange(min=1, opt=2, max=2))
+    return export(ModelSpec(depth=50), spec, folder / "resnet50").path / "model.onnx"
+
+
+def ours(model: Path, images: Path, table: Path, count: int) -> list[str]:
+    """Return the command that calibrates with entropy on `count` images."""
+    given = ["--calib", str(images), "--calib-count", str(count), "--calib-method", "entropy", "--quiet"]
+    return [COMMAND, "calibrate", str(model), *given, "--out", str(table)]
 
 
 def whole_processes(folder: Path, model: Path) -> None:
@@ -88,7 +77,7 @@ def whole_processes(folder: Path, model: Path) -> None:
                 str(images),
                 str(folder / "theirs.onnx"),
             ],
-            "ours": [sys.executable, "-c", OURS, str(model), str(images), str(folder / "ours.json")],
+            "ours": ours(model, images, folder / "ours.json", IMAGES),
         },
         rounds=ROUNDS,
         warmup=0,
@@ -107,25 +96,16 @@ def memory(folder: Path, model: Path) -> None:
     """Print the peak memory for few and for many images."""
     print("peak memory (bar: under 1200 MB, within 5 %)")
     for count in (128, 512):
-        command = [
-            sys.executable,
-            "-c",
-            OURS,
-            str(model),
-            str(archive(folder, count)),
-            str(folder / "table.json"),
-        ]
+        command = ours(model, archive(folder, count), folder / "table.json", count)
         cost = run_process(command, folder / "log")
         print(f"  {count:>4} images      {cost.peak_mb:6.0f} MB   {cost.seconds:.1f} s")
 
 
-def collection(data: bytes, model: Path) -> None:
+def collection(model: Path) -> None:
     """Print what looking at the tensors costs on top of running the graph."""
-    import onnx
-
     loaded = onnx.load(model)
     batch = normalize(natural_crops(32, SIZE, seed=3), Preprocessing())
-    session = CpuSession(data)
+    session = CpuSession(model.read_bytes())
     times = interleave(
         {
             "plain inference": lambda: [session.run(image[None]) for image in batch],
@@ -141,6 +121,31 @@ def collection(data: bytes, model: Path) -> None:
     )
 
 
+def whole_export(folder: Path) -> None:
+    """Print what the default INT8 export takes, and where."""
+    count = ExportSpec().calib_count
+    images = archive(folder, count)
+    out = folder / "int8"
+    command = [
+        "--depth",
+        "50",
+        "--int8",
+        "--calib",
+        str(images),
+        "--engine",
+        "none",
+        "--quiet",
+        "--out",
+        str(out),
+    ]
+    cost = run_process([COMMAND, *command], folder / "log")
+    print(
+        f"--int8 export, {count} images: {cost.seconds:.0f} s (bar: 360 s), peak {cost.peak_mb:.0f} MB, of which"
+    )
+    for name, seconds in json.loads((out / "report.json").read_text())["times"]["int8"]["seconds"].items():
+        print(f"  {name:<16} {seconds:6.1f} s")
+
+
 def archive(folder: Path, count: int) -> Path:
     """Write `count` seeded natural crops as an .npz and return its path."""
     path = folder / f"{count}.npz"
@@ -149,14 +154,15 @@ def archive(folder: Path, count: int) -> Path:
 
 
 def main() -> None:
-    """Print all three comparisons."""
+    """Print all comparisons."""
     heading("Calibration of ResNet-50 at 224 pixels")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = export_resnet50(folder / "model.onnx")
-        collection(data, folder / "model.onnx")
-        whole_processes(folder, folder / "model.onnx")
-        memory(folder, folder / "model.onnx")
+        model = export_resnet50(folder)
+        collection(model)
+        whole_processes(folder, model)
+        memory(folder, model)
+        whole_export(folder)
 
 
 if __name__ == "__main__":

@@ -79,8 +79,8 @@ def main() -> None:
     """Print a row per variant."""
     heading("INT8 layouts, one choice turned round at a time")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        size = len(export_resnet50(path))
+        path = export_resnet50(Path(folder))
+        size = path.stat().st_size
         model = onnx.load(path)
     batch = normalize(natural_crops(8, SIZE, seed=0), Preprocessing())
     trained = trained_resnet18()

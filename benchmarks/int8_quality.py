@@ -1,9 +1,11 @@
 """What is left of the logits in INT8: ours beside ONNX Runtime's methods and NNCF, in one run.
 
-    python -m benchmarks.int8_quality [--nncf PYTHON]
+    python -m benchmarks.int8_quality [--nncf PYTHON] [--network healthy|apart|outliers|tails]
 
-One ResNet-18 trained on handwritten digits, the same 256 calibration images for everyone, the same backends, 1,024
-held-out images. NNCF needs an interpreter of its own (`python -m venv nncf; nncf/bin/pip install nncf openvino`).
+One ResNet-18 trained on handwritten digits, or a twin of it that is hostile to INT8 (`tests/hostile.py`); the same 256
+calibration images for everyone, the same backends, 1,024 held-out images. Ours is the default pipeline, and beside it
+each method with weights rounded to the nearest and nothing equalized. NNCF needs an interpreter
+of its own (`python -m venv nncf; nncf/bin/pip install nncf openvino`).
 Graphs with signed activations stand beside our TensorRT graph (typed as fp16, as it ships), those with unsigned
 activations and NNCF's beside our CPU graph. ONNX Runtime runs with WeightBiasQuantization off for everyone, OpenVINO
 in f32.
@@ -17,7 +19,8 @@ import io
 import logging
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,13 +32,17 @@ from benchmarks.harness import heading
 from benchmarks.trained import Run, Trained, batched, decibels, open_openvino, trained_resnet18
 from resnet_export.calibration.calibrate import calibrate
 from resnet_export.calibration.cpu_session import CpuSession
+from resnet_export.calibration.feed import Feed
 from resnet_export.calibration.layout import Target
 from resnet_export.calibration.plan import QuantPlan, default_kept
 from resnet_export.calibration.qdq import origins, quantize
 from resnet_export.calibration.ranges import METHODS
-from resnet_export.calibration.table import CalibrationTable
+from resnet_export.calibration.search import plan_int8
+from resnet_export.calibration.summary import sentences
 from resnet_export.exporter.precision import to_fp16
-from resnet_export.exporter.ranges import scan_ranges
+from resnet_export.exporter.ranges import Span, scan_ranges
+from resnet_export.exporter.resnet import ResNet
+from tests import hostile
 
 Kind = Literal["signed", "unsigned"]
 
@@ -53,6 +60,16 @@ for preset in ("MIXED", "PERFORMANCE"):
 """
 
 
+TARGETS: tuple[tuple[Target, Kind], ...] = (("tensorrt", "signed"), ("cpu", "unsigned"))
+
+NETWORKS: dict[str, Callable[[ResNet], ResNet] | None] = {
+    "healthy": None,
+    "apart": hostile.scaled_apart,
+    "outliers": hostile.with_outliers,
+    "tails": lambda network: hostile.with_hidden_weights(network, 100),
+}
+
+
 @dataclass(frozen=True)
 class Entry:
     """One quantized graph: who made it, beside which of our graphs it stands, and how it runs."""
@@ -63,19 +80,36 @@ class Entry:
     runs: dict[str, Run]
 
 
-def ours(trained: Trained, table: CalibrationTable) -> Iterator[Entry]:
-    """Both graphs with each method."""
+def ours(trained: Trained) -> Iterator[Entry]:
+    """Both graphs: the default pipeline, and each method by itself."""
+    parts = range(0, len(trained.calibration), 8)
+    feed = Feed(lambda: ((trained.calibration[at : at + 8], None) for at in parts), len(trained.calibration))
+    start = time.perf_counter()
+    found = plan_int8(trained.model, feed)
+    print(f"the default pipeline took {time.perf_counter() - start:.0f} s")
+    for line in sentences(found.findings):
+        print(f"  {line}")
+    spans = scan_ranges(replace(trained.graph, model=found.model), iter([trained.calibration]))
+    for target, kind in TARGETS:
+        yield Entry(
+            "ours", f"{target}, default", kind, on_both(typed(trained, found.graph(target), target, spans))
+        )
+    table = calibrate(trained.model, [trained.calibration], methods=METHODS)
     spans = scan_ranges(trained.graph, iter([trained.calibration]))
-    targets: tuple[tuple[Target, Kind], ...] = (("tensorrt", "signed"), ("cpu", "unsigned"))
     for method in METHODS:
         plan = QuantPlan(method=method, kept=default_kept(trained.model))
         ranges = plan.choose_ranges(table)
-        for target, kind in targets:
+        for target, kind in TARGETS:
             model = quantize(trained.model, ranges, plan, target)
-            if target == "tensorrt":
-                modules = {name: trained.graph.modules[origin] for name, origin in origins(model).items()}
-                model = to_fp16(replace(trained.graph, model=model, modules=modules), spans).graph.model
-            yield Entry("ours", f"{target}, {method}", kind, on_both(model.SerializeToString()))
+            yield Entry("plain", f"{target}, {method}", kind, on_both(typed(trained, model, target, spans)))
+
+
+def typed(trained: Trained, model: onnx.ModelProto, target: Target, spans: Mapping[str, Span]) -> bytes:
+    """Return the graph's bytes as it ships: TensorRT's is fp16 around its integers."""
+    if target == "tensorrt":
+        modules = {name: trained.graph.modules[origin] for name, origin in origins(model).items()}
+        model = to_fp16(replace(trained.graph, model=model, modules=modules), spans).graph.model
+    return model.SerializeToString()
 
 
 def onnxruntimes(trained: Trained, folder: Path) -> Iterator[Entry]:
@@ -134,16 +168,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nncf", metavar="PYTHON", help="an interpreter that has nncf and openvino")
+    parser.add_argument(
+        "--network", choices=NETWORKS, default="healthy", help="the network, or a hostile twin"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the training and the held-out images")
     asked = parser.parse_args()
-    heading("INT8 against float32, ResNet-18 on handwritten digits")
-    trained = trained_resnet18()
-    table = calibrate(trained.model, [trained.calibration], methods=METHODS)
+    heading(f"INT8 against float32, ResNet-18 on handwritten digits, {asked.network}, seed {asked.seed}")
+    trained = trained_resnet18(asked.seed, NETWORKS[asked.network])
     accuracy = (trained.logits.argmax(axis=1) == trained.labels).mean()
-    print(f"float32: top-1 {accuracy:.2%} of {len(trained.labels)}; calibrated on {table.images} images")
+    print(
+        f"float32: top-1 {accuracy:.2%} of {len(trained.labels)}; calibrated on {len(trained.calibration)} images"
+    )
     best: dict[tuple[Kind, str, bool], float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        entries = [*ours(trained, table), *onnxruntimes(trained, folder)]
+        entries = [*ours(trained), *onnxruntimes(trained, folder)]
         if asked.nncf:
             entries += nncfs(trained, asked.nncf, folder)
         for entry in sorted(entries, key=lambda entry: entry.kind):
@@ -156,8 +195,9 @@ def main() -> None:
                     f"  {entry.kind:<9} {entry.maker:<13} {entry.name:<28} on {backend:<13}"
                     f" {found:6.2f} dB   agreement {agree:.2%}   top-1 {top1:.2%}"
                 )
-                key = entry.kind, backend, entry.maker == "ours"
-                best[key] = max(found, best.get(key, -np.inf))
+                if entry.maker != "plain":
+                    key = entry.kind, backend, entry.maker == "ours"
+                    best[key] = max(found, best.get(key, -np.inf))
     for kind, backend, is_ours in best:
         if is_ours:
             lead = best[kind, backend, True] - best[kind, backend, False]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.cpu_session import CpuSession
 from resnet_export.exporter.graph import ExportedGraph, simplify, to_onnx
+from resnet_export.exporter.resnet import ResNet
 from resnet_export.exporter.stage_check import eager_probe
 from resnet_export.runtime.manifest import BatchRange
 from resnet_export.runtime.preprocess import normalize
@@ -43,11 +44,13 @@ class Trained:
         return self.graph.model
 
 
-def trained_resnet18(seed: int = 0) -> Trained:
-    """Train the network that the test suite trains, and export it."""
+def trained_resnet18(seed: int = 0, change: Callable[[ResNet], ResNet] | None = None) -> Trained:
+    """Train a network as the test suite does, make what `change` makes of it, and export that."""
     train, test = digits(TEST_IMAGES, seed)
     # Trained in channels_last, which the exporter would spell out in Shape and Gather nodes.
     network = train_resnet18(train, seed).to(memory_format=torch.contiguous_format)
+    if change is not None:
+        network = change(network)
     images = normalize(test.images, PREPROCESSING)
     probe = eager_probe(network, images[:4])
     graph = simplify(to_onnx(network, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=64), probe=probe))

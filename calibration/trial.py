@@ -25,17 +25,18 @@ from resnet_export.runtime.parity.tolerances import near_tie_width, tolerance_fo
 class Limits:
     """What an INT8 graph may lose: what every parity check allows it, and the user's own budget.
 
-    `untrained` takes the limits for networks with random weights. `max_drop` is in percentage points of top-1 accuracy,
+    `untrained` takes the limits for networks with random weights, of this `depth`. `max_drop` is in percentage points of top-1 accuracy,
     or of agreement where there are no labels; None sets no budget.
     """
 
     untrained: bool = False
+    depth: int | None = None
     max_drop: float | None = None
 
     @property
     def tolerance(self) -> Tolerance:
         """The limits that parity has for INT8."""
-        return tolerance_for(Precision.INT8, untrained=self.untrained)
+        return tolerance_for(Precision.INT8, untrained=self.untrained, depth=self.depth)
 
     def criteria(self, figures: Figures, accuracy_drop: float | None) -> tuple[Criterion, ...]:
         """Hold a graph's figures to the limits. `accuracy_drop` is in percentage points, None without labels."""
@@ -149,7 +150,8 @@ class Judge:
         """Return what trial graphs are held to, in words: "relative error ≤ 0.1, centred cosine ≥ 0.995"."""
         nothing = Metrics.of(self.logits, self.logits).result()
         criteria = self.limits.criteria(nothing, None if self.labels is None else 0.0)
-        return ", ".join(f"{one.name.replace('_', ' ')} {bound(one)}" for one in criteria)
+        named = (one for one in criteria if one.name != "finite")  # which goes without saying
+        return ", ".join(f"{one.name.replace('_', ' ')} {bound(one)}" for one in named)
 
     def images(self) -> Iterator[NDArray[Any]]:
         """Yield the batches of one pass over the images."""

@@ -45,6 +45,13 @@ def resnet18_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def checkpoints(pytestconfig: pytest.Config) -> Path:
+    """A folder that outlives the run, for `tests.trained.checkpoint`: training takes longer than most tests."""
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("checkpoints")
+
+
 @pytest.fixture
 def photograph_files() -> list[Path]:
     """The two photographs that scikit-learn ships, as files."""

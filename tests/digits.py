@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from resnet_export.exporter.resnet import ResNet, build
-from resnet_export.exporter.zoo import ZOO
+from resnet_export.exporter.zoo import ZOO, Architecture
 from resnet_export.runtime.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize
 
@@ -71,9 +71,14 @@ def digits(held_out: int = 1024, seed: int = 0) -> tuple[Digits, Digits]:
 
 def train_resnet18(train: Digits, seed: int = 0, epochs: int = _EPOCHS) -> ResNet:
     """Train ResNet-18 on the split and return it in eval mode; the same seed gives the same network."""
+    return train_network(ZOO["resnet18"], train, seed, epochs)
+
+
+def train_network(architecture: Architecture, train: Digits, seed: int = 0, epochs: int = _EPOCHS) -> ResNet:
+    """Train a network of this architecture on the split; the same seed gives the same network, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = build(ZOO["resnet18"], CLASSES)
+        network = build(architecture, CLASSES)
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -75,7 +75,7 @@ def with_outliers(network: ResNet, times: float = 300.0, share: float = 0.02, se
     return rescaled(network, factors)
 
 
-def with_hidden_weights(network: ResNet, times: float, blocks: int | None = None) -> ResNet:
+def with_hidden_weights(network: ResNet, times: float, *, streams: bool = False) -> ResNet:
     """Return a network in which one weight of every filter is `times` as large as any other, and does nothing.
 
     The first channel of every tensor inside a block is made constant, the weight that reads it in the middle of each
@@ -83,20 +83,38 @@ def with_hidden_weights(network: ResNet, times: float, blocks: int | None = None
     whose step the huge one decides, and equalization can only share the loss with the activations. (The
     channel's own contribution is gone; what remains is as exact as before in floating point.)
 
-    `blocks` limits it to the last few blocks.
+    With `streams` the same is done to what the blocks add up, so that no convolution but the first is spared.
     """
     twin = copy.deepcopy(network)
-    every = [module for module in twin.modules() if isinstance(module, BasicBlock | Bottleneck)]
     with torch.no_grad():
-        for block in every if blocks is None else every[-blocks:]:
-            pairs = [(block.bn1, block.conv2, block.bn2)]
-            if isinstance(block, Bottleneck):
-                pairs.append((block.bn2, block.conv3, block.bn3))
-            for norm, conv, behind in pairs:
-                norm.weight[0], norm.bias[0] = 0.0, 1.0
-                huge = times * conv.weight.abs().amax()
-                middle = conv.weight.shape[2] // 2
-                conv.weight[:, 0] = 0.0
-                conv.weight[:, 0, middle, middle] = huge
-                behind.running_mean += huge
+        if streams:
+            _make_constant(twin.bn1, 1.0)
+        for stage in (twin.layer1, twin.layer2, twin.layer3, twin.layer4):
+            for block in stage:
+                assert isinstance(block, BasicBlock | Bottleneck)
+                if streams:
+                    _hide(block.conv1, block.bn1, times)
+                    _make_constant(block.last_norm, 0.0)
+                    if block.downsample is not None:
+                        _hide(block.downsample[0], block.downsample[1], times)
+                        _make_constant(block.downsample[1], 1.0)
+                _make_constant(block.bn1, 1.0)
+                _hide(block.conv2, block.bn2, times)
+                if isinstance(block, Bottleneck):
+                    _make_constant(block.bn2, 1.0)
+                    _hide(block.conv3, block.bn3, times)
     return twin
+
+
+def _make_constant(norm: nn.BatchNorm2d, value: float) -> None:
+    norm.weight[0], norm.bias[0] = 0.0, value
+
+
+def _hide(conv: nn.Conv2d, behind: nn.BatchNorm2d, times: float) -> None:
+    """Let every filter add a huge multiple of its first input, which is 1 everywhere, and take it away again."""
+    huge = times * conv.weight.abs().amax()
+    middle = conv.weight.shape[2] // 2
+    conv.weight[:, 0] = 0.0
+    conv.weight[:, 0, middle, middle] = huge
+    assert behind.running_mean is not None
+    behind.running_mean += huge
