@@ -19,6 +19,7 @@ $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps torchvision
 	$(BIN)/python -m tests.nvidia_bindings
+	$(BIN)/python -m tests.chromium
 	touch $@
 
 run: $(VENV)/.run

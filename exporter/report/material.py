@@ -1,0 +1,215 @@
+"""What the page shows and the report does not hold: names of classes, ranges, and the images that flipped.
+
+All of it is read after the check, and only what is needed: of the images, the few whose prediction changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_export.calibration.dataset import open_dataset
+from resnet_export.calibration.sources import Classes, list_images
+from resnet_export.exporter.report.clipping import RangeChoice
+from resnet_export.runtime.errors import BundleError, DatasetError, ImageError, SchemaError
+from resnet_export.runtime.golden import read_golden
+from resnet_export.runtime.manifest import (
+    Artifact,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    read_artifact,
+    read_manifest,
+)
+from resnet_export.runtime.parity.compare import Flip, printable
+from resnet_export.runtime.parity.report import ParityReport, decode_report
+from resnet_export.runtime.preprocess import load
+
+if TYPE_CHECKING:
+    from resnet_export.calibration.table import CalibrationTable
+
+TABLE = "calibration.json"
+REPORT = "report.json"
+SHOWN = 48
+"""Images in the gallery, at most. At some 5 kB each they leave the page far below 3 MB."""
+
+
+class ImageKey(NamedTuple):
+    """One image of the report: `number` of the golden images or of the data."""
+
+    images: Literal["golden", "data"]
+    number: int
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything on the page that is not in the report.
+
+    `choice` says which ranges of `table` the INT8 graphs have; `unreadable` says why there is no table although the
+    bundle has one.
+    `crops` are uint8 [H, W, 3], RGB. `seed` is that of the draw from the data, None where no draw was made. What
+    is missing is left empty, and the page says so in its place.
+    """
+
+    labels: tuple[str, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    provenance: Provenance | None = None
+    table: CalibrationTable | None = None
+    choice: RangeChoice | None = None
+    unreadable: str = ""
+    crops: Mapping[ImageKey, NDArray[np.uint8]] = field(default_factory=dict)
+    seed: int | None = None
+
+
+def gather(
+    bundle: str | os.PathLike[str],
+    report: ParityReport,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Material:
+    """Read what the page of `report` shows from the bundle that was checked, and from the data it was checked on.
+
+    `data` and `seed` are those that the check was given. An image that cannot be read any more is left out; the page
+    shows its row without a picture.
+
+    Raises BundleError when the bundle is not the one that the report is about, and what reading a bundle raises.
+    """
+    manifest = read_manifest(bundle)
+    hashes = {artifact.name: artifact.sha256 for artifact in manifest.artifacts}
+    for entry in report.entries:
+        if hashes.get(entry.artifact) != entry.sha256:
+            raise BundleError(
+                f"the report is about another {entry.artifact!r} than the bundle holds; check the bundle again"
+            )
+    keys = flipped(report)
+    table, unreadable = _table(bundle, manifest)
+    return Material(
+        labels=manifest.labels,
+        artifacts=manifest.artifacts,
+        provenance=manifest.provenance,
+        table=table,
+        choice=_choice(bundle, manifest, report),
+        unreadable=unreadable,
+        crops=_golden_crops(bundle, keys) | _data_crops(report, keys, data, manifest, seed),
+        seed=seed if data is not None and report.asked.limit is not None else None,
+    )
+
+
+def flipped(report: ParityReport) -> tuple[ImageKey, ...]:
+    """Return the images that the gallery shows: those that flip in the most runs first, `SHOWN` at most."""
+    runs: dict[ImageKey, int] = {}
+    for images, flip in _flips(report):
+        key = ImageKey(images, flip.index)
+        runs[key] = runs.get(key, 0) + 1
+    ranked = sorted(runs, key=lambda key: (key.images == "golden", -runs[key], key.number))
+    return tuple(ranked[:SHOWN])
+
+
+def _flips(report: ParityReport) -> Iterable[tuple[Literal["golden", "data"], Flip]]:
+    for entry in report.entries:
+        for check in entry.checks:
+            for flip in check.comparison.flips:
+                yield check.images, flip
+
+
+def _table(bundle: str | os.PathLike[str], manifest: Manifest) -> tuple[CalibrationTable | None, str]:
+    found = next((file for file in manifest.files if file.file == TABLE), None)
+    if found is None:
+        return None, ""
+    try:
+        from resnet_export.calibration.table import decode_table
+    except ImportError as error:  # a device that checks bundles has neither torch nor onnx
+        return None, f"{error.name} is not installed"
+    return decode_table(read_artifact(bundle, found)), ""
+
+
+def _choice(bundle: str | os.PathLike[str], manifest: Manifest, report: ParityReport) -> RangeChoice | None:
+    """Return the choice in this report or in that of the export, None when neither knows one."""
+    found = next((file for file in manifest.files if file.file == REPORT), None)
+    try:
+        findings = report.int8
+        if findings is None and found is not None:
+            findings = decode_report(read_artifact(bundle, found)).int8
+        return None if findings is None else msgspec.convert(findings["plan"], RangeChoice)
+    except (SchemaError, KeyError, msgspec.ValidationError):
+        return None  # of another version; the page says that it shows the table's own ranges
+
+
+def _golden_crops(
+    bundle: str | os.PathLike[str], keys: tuple[ImageKey, ...]
+) -> dict[ImageKey, NDArray[np.uint8]]:
+    wanted = [key for key in keys if key.images == "golden"]
+    if not wanted:
+        return {}
+    images = read_golden(bundle).images
+    return {key: images[key.number] for key in wanted if key.number < len(images)}
+
+
+def _data_crops(
+    report: ParityReport,
+    keys: tuple[ImageKey, ...],
+    data: str | os.PathLike[str] | None,
+    manifest: Manifest,
+    seed: int,
+) -> dict[ImageKey, NDArray[np.uint8]]:
+    wanted = {key for key in keys if key.images == "data"}
+    if data is None or not wanted:
+        return {}
+    names = {ImageKey(images, flip.index): flip.name for images, flip in _flips(report)}
+    count = manifest.model.num_classes
+    try:
+        selected = open_dataset(
+            data,
+            preprocessing=manifest.preprocessing,
+            limit=report.asked.limit,
+            seed=seed,
+            labels=manifest.labels,
+            num_classes=count,
+        ).names
+        listing = list_images(Path(data), Classes(manifest.labels, count))
+    except DatasetError:  # it was there a moment ago; the verdict does not depend on pictures
+        return {}
+    place = {name: i for i, name in reversed(list(enumerate(listing.names)))}
+    where: dict[int, list[ImageKey]] = {}
+    for key in sorted(wanted):
+        position = _position(selected, key.number, names[key])
+        if position is not None:
+            where.setdefault(place[selected[position]], []).append(key)
+    crops: dict[ImageKey, NDArray[np.uint8]] = {}
+    order = sorted(where)
+    try:
+        for i, image in zip(order, listing.read(order), strict=True):
+            crop = _crop(image, manifest.preprocessing, listing.names[i])
+            crops |= {key: crop for key in where[i] if crop is not None}
+    except DatasetError:
+        pass  # an archive that was cut short meanwhile: what was read until then is shown
+    return crops
+
+
+def _position(selected: tuple[str, ...], index: int, name: str) -> int | None:
+    """Return where image `index` of the stream stands in the selection.
+
+    Images that could not be read are in the selection and not in the stream: its images lie at their index or
+    behind it.
+    """
+    return next((i for i in range(index, len(selected)) if printable(selected[i]) == name), None)
+
+
+def _crop(
+    image: Path | NDArray[np.uint8], preprocessing: Preprocessing, name: str
+) -> NDArray[np.uint8] | None:
+    side = preprocessing.crop
+    if isinstance(image, np.ndarray) and image.shape == (side, side, 3):
+        return image
+    try:
+        return load(image, preprocessing, name=name if isinstance(image, np.ndarray) else None)
+    except ImageError:
+        return None

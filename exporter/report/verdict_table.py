@@ -1,0 +1,129 @@
+"""The first thing on the page: a row a run with what decides, and every criterion with its limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resnet_export.exporter.report.canvas import scientific
+from resnet_export.runtime.parity.criteria import Criterion
+from resnet_export.runtime.parity.report import Check, Entry, ParityReport, bound, number
+
+COLUMNS = (
+    "artifact",
+    "backend",
+    "ran in",
+    "relative error",
+    "centred cosine",
+    "agreement, golden",
+    "agreement, data",
+    "accuracy",
+    "drop, points",
+)
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One artifact on one backend; `cells` are in the order of `COLUMNS`, `status` is passed, failed or unverified."""
+
+    status: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CriterionRow:
+    """One limit: on which images, what was found, what was expected."""
+
+    images: str
+    name: str
+    value: str
+    limit: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run, or what is judged besides the runs, with all its criteria."""
+
+    title: str
+    passed: bool
+    error: str | None
+    criteria: tuple[CriterionRow, ...]
+
+    @property
+    def broken(self) -> int:
+        """How many criteria do not hold."""
+        return sum(not row.passed for row in self.criteria)
+
+
+def run_rows(report: ParityReport) -> tuple[RunRow, ...]:
+    """Return a row for each run, and one for each artifact that nothing ran: nothing is known of those."""
+    nothing = ("",) * (len(COLUMNS) - 3)
+    return (
+        *(RunRow("passed" if entry.passed else "failed", _cells(entry)) for entry in report.entries),
+        *(RunRow("unverified", (name, "none on this host", "", *nothing)) for name in report.unverified),
+    )
+
+
+def columns(rows: tuple[RunRow, ...]) -> tuple[int, ...]:
+    """Return which columns say anything in any row."""
+    return tuple(i for i in range(len(COLUMNS)) if any(row.cells[i] for row in rows))
+
+
+def judged(report: ParityReport) -> tuple[Judged, ...]:
+    """Return every criterion, by run; those of the preprocessing first."""
+    runs = [
+        Judged(
+            entry.title,
+            entry.passed,
+            entry.error,
+            tuple(_row(criterion, check.images) for check in entry.checks for criterion in check.criteria),
+        )
+        for entry in report.entries
+    ]
+    shared = tuple(_row(criterion, "golden") for criterion in report.preprocessing)
+    if not shared:
+        return tuple(runs)
+    return (Judged("preprocessing on this host", all(row.passed for row in shared), None, shared), *runs)
+
+
+def agreement(check: Check) -> str:
+    """Return the top-1 agreement with its interval: "31 of 32, 96.9 % (84.3 to 99.4)"."""
+    figures, interval = check.comparison.figures, check.comparison.top1_interval
+    return (
+        f"{figures.top1} of {figures.images}, {100 * figures.top1_agreement:.1f} % "
+        f"({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    )
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    golden, data = entry.check("golden"), entry.check("data")
+    figures = golden.comparison.figures if golden else None
+    labelled = data.comparison.labelled if data else None
+    error, cosine = (figures.relative_error, figures.centred_cosine) if figures else (None, None)
+    drop = labelled.drop_interval_points if labelled else None
+    return (
+        entry.artifact,
+        entry.backend if entry.device == "cpu" else f"{entry.backend} {entry.device}",
+        f"{entry.ran}{', emulated' if entry.emulated else ''}",
+        "–" if error is None else scientific(error),
+        "–" if cosine is None else f"{cosine:.6f}",
+        agreement(golden) if golden else "",
+        agreement(data) if data else "",
+        f"{100 * labelled.candidate_accuracy:.2f} %" if labelled else "",
+        f"{labelled.drop_points:.2f} ({drop.low:.2f} to {drop.high:.2f})".replace("-", "−")
+        if labelled and drop
+        else "",
+    )
+
+
+def _row(criterion: Criterion, images: str) -> CriterionRow:
+    value = "undefined" if criterion.value is None else number(criterion.value, criterion.limit)
+    return CriterionRow(
+        images=images,
+        name=criterion.name.replace("_", " "),
+        value=value,
+        limit=bound(criterion),
+        passed=criterion.passed,
+        detail=criterion.detail,
+    )
