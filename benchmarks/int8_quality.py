@@ -3,7 +3,7 @@
     python -m benchmarks.int8_quality [--nncf PYTHON] [--network healthy|apart|outliers|tails]
 
 One ResNet-18 trained on handwritten digits, or a twin of it that is hostile to INT8 (`tests/hostile.py`); the same 256
-calibration images for everyone, the same backends, 1,024 held-out images. Ours is the default pipeline, and beside it
+calibration images for everyone, the same backends, 1,000 held-out images. Ours is the default pipeline, and beside it
 each method with weights rounded to the nearest and nothing equalized. NNCF needs an interpreter
 of its own (`python -m venv nncf; nncf/bin/pip install nncf openvino`).
 Graphs with signed activations stand beside our TensorRT graph (typed as fp16, as it ships), those with unsigned

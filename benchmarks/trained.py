@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,17 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.cpu_session import CpuSession
 from resnet_export.exporter.graph import ExportedGraph, simplify, to_onnx
-from resnet_export.exporter.resnet import ResNet
+from resnet_export.exporter.resnet import ResNet, build
 from resnet_export.exporter.stage_check import eager_probe
 from resnet_export.runtime.manifest import BatchRange
 from resnet_export.runtime.preprocess import normalize
-from tests.digits import PREPROCESSING, SIZE, digits, train_resnet18
+from tests.digits import CLASSES, PREPROCESSING, SIZE
+from tests.trained import RESNET18, checkpoint, splits
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 CALIBRATION_IMAGES = 256
-TEST_IMAGES = 1024
+CHECKPOINTS = Path("build/checkpoints")
 _BATCH = 64
 
 
@@ -45,10 +47,11 @@ class Trained:
 
 
 def trained_resnet18(seed: int = 0, change: Callable[[ResNet], ResNet] | None = None) -> Trained:
-    """Train a network as the test suite does, make what `change` makes of it, and export that."""
-    train, test = digits(TEST_IMAGES, seed)
-    # Trained in channels_last, which the exporter would spell out in Shape and Gather nodes.
-    network = train_resnet18(train, seed).to(memory_format=torch.contiguous_format)
+    """Train the network that the test suite trains (once: build/ keeps it), let `change` change it, and export it."""
+    train, test = splits(seed)
+    CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+    network = build(RESNET18, CLASSES)
+    network.load_state_dict(torch.load(checkpoint(CHECKPOINTS, seed=seed), weights_only=True))
     if change is not None:
         network = change(network)
     images = normalize(test.images, PREPROCESSING)

@@ -127,13 +127,22 @@ def observe_channels(
         for name, values in found.items():
             rows = values.reshape(*values.shape[:2], -1)  # [n, channels, positions]
             peak = np.maximum(rows.max(axis=(0, 2)), -rows.min(axis=(0, 2))).astype(np.float64)
-            power = np.einsum("ncp,ncp->c", rows, rows).astype(np.float64) / rows.shape[2]
+            power = _square_sums(rows) / rows.shape[2]
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
             sums[name] = sums.get(name, 0) + power
         images += len(values)
     if not images:
         raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
     return {name: ChannelStats(peak, sums[name] / images) for name, peak in peaks.items()}
+
+
+def _square_sums(rows: NDArray[np.float32]) -> Floats:
+    """Return the sum of squares of each channel of [n, channels, positions]; in float64 where float32 overflows."""
+    with np.errstate(over="ignore"):
+        found = np.einsum("ncp,ncp->c", rows, rows).astype(np.float64)
+    if not np.isfinite(found).all():
+        found = np.square(rows.astype(np.float64)).sum(axis=(0, 2))
+    return np.asarray(found)
 
 
 def _scales(

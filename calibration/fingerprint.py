@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+
+if TYPE_CHECKING:
+    import onnx
 
 _MODULUS = 1 << 256
 
@@ -19,6 +20,9 @@ def graph_hash(model: onnx.ModelProto) -> str:
     Operator sets, inputs, outputs, nodes with their attributes and initializers count, in their order; node
     names, documentation, metadata and inferred shapes do not, nor whether a weight lies in `raw_data`.
     """
+    # On use: tables are read on devices that have no onnx.
+    from onnx import numpy_helper
+
     digest = hashlib.sha256()
 
     def feed(*parts: object) -> None:

@@ -139,6 +139,8 @@ def rounded(
     nearest_corrections: dict[str, NDArray[np.float32]] = {}
     moments = input_moments(before.model, names, sample.images, images=len(sample), threads=bench.threads)
     for layer, found in bench.progress(moments, "Rounding weights", len(names)):
+        if not all(one.finite for one in found):
+            continue  # nothing can be said about the inputs, and the nearest integers stay
         weight = topology.constant(layer.weight)
         nearest = quantize_weight(weight, layer.axis)
         nearest_corrections[layer.name] = bias_correction(layer, weight, nearest, found)

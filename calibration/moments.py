@@ -52,6 +52,11 @@ class Moments:
     count: int
 
     @property
+    def finite(self) -> bool:
+        """Whether no product of two inputs left float32's range, as happens beyond 1e19."""
+        return bool(np.isfinite(self.covariance).all())
+
+    @property
     def second_moment(self) -> Floats:
         """E[x xᵀ], float32 [d, d]."""
         return self.covariance + np.outer(self.mean, self.mean)
@@ -203,7 +208,8 @@ class _Counter:
         for group, mean in enumerate(means):
             for part, covariance in zip(self._parts, self._products[group], strict=True):
                 covariance /= self._count
-                covariance -= np.outer(mean[part], mean[part])
+                with np.errstate(over="ignore", invalid="ignore"):
+                    covariance -= np.outer(mean[part], mean[part])
                 found.append(Moments(group, part, mean[part], covariance, self._count))
         return tuple(found)
 
@@ -217,4 +223,5 @@ class _Counter:
         for group, products in enumerate(self._products):
             for part, square in zip(self._parts, products, strict=True):
                 inputs = np.ascontiguousarray(rows[:, group, part])
-                square += inputs.T @ inputs
+                with np.errstate(over="ignore", invalid="ignore"):  # `Moments.finite` tells
+                    square += inputs.T @ inputs

@@ -25,8 +25,8 @@ from resnet_export.runtime.parity.tolerances import near_tie_width, tolerance_fo
 class Limits:
     """What an INT8 graph may lose: what every parity check allows it, and the user's own budget.
 
-    `untrained` takes the limits for networks with random weights, of this `depth`. `max_drop` is in percentage points of top-1 accuracy,
-    or of agreement where there are no labels; None sets no budget.
+    `untrained` takes the limits for networks with random weights, of this `depth`. `max_drop` is in percentage points
+    of top-1 accuracy, or of agreement where there are no labels; None sets no budget.
     """
 
     untrained: bool = False

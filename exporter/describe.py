@@ -47,7 +47,9 @@ def describe(
         batch=spec.batch,
         preprocessing=preprocessing,
         labels=network.labels,
-        tolerances=for_manifest(untrained=network.info.weights.source == "untrained"),
+        tolerances=for_manifest(
+            untrained=network.info.weights.source == "untrained", depth=network.info.depth
+        ),
         artifacts=tuple(_artifact(draft, file) for draft, file in artifacts),
         golden=golden,
         modules=modules,

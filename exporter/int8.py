@@ -39,6 +39,7 @@ def find_plan(
     preprocessing: Preprocessing,
     *,
     untrained: bool,
+    depth: int,
     progress: Progress,
 ) -> Int8Plan:
     """Return how the network is to be quantized: searched for on the user's images, or from a table alone.
@@ -50,7 +51,7 @@ def find_plan(
     search = SearchSpec(
         method=spec.calib_method,
         keep_fp16=spec.keep_fp16,
-        limits=Limits(untrained=untrained, max_drop=spec.max_drop),
+        limits=Limits(untrained=untrained, depth=depth, max_drop=spec.max_drop),
         equalize=spec.equalize,
         correct_bias=spec.correct_bias,
         round_weights=spec.round_weights,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from resnet_export.calibration.search import Int8Plan
 from resnet_export.calibration.summary import sentences
 from resnet_export.calibration.table import encode_table
+from resnet_export.exporter import report as page
 from resnet_export.exporter.bundle import Bundle, Staging, check_output, staging
 from resnet_export.exporter.describe import describe
 from resnet_export.exporter.draft import Draft
@@ -96,8 +97,10 @@ def export(
         if spec.fp16:
             drafts.append(narrow(fp32, scan_ranges(fp32.graph, inputs(), progress), shipped, spec))
         if spec.int8:
-            untrained = network.info.weights.source == "untrained"
-            int8 = find_plan(fp32, spec, images, preprocessing, untrained=untrained, progress=progress)
+            untrained, depth = network.info.weights.source == "untrained", network.info.depth
+            int8 = find_plan(
+                fp32, spec, images, preprocessing, untrained=untrained, depth=depth, progress=progress
+            )
             stage.write(TABLE, encode_table(int8.table))
             drafts += to_int8(fp32, int8, inputs(), shipped, spec, progress)
         return ship(stage, subject, spec, eager, drafts, int8, progress)
@@ -184,6 +187,8 @@ def ship(
     report = with_search(run_parity(stage.draft(manifest), progress=progress), int8)
     stage.write(REPORT, encode_report(report))
     stage.write("report.md", markdown.render(report).encode())
+    if page.installed():
+        stage.write("report.html", page.render(report, page.gather(stage.draft(manifest), report)))
     return stage.commit(with_verdicts(manifest, report))
 
 

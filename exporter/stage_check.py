@@ -68,14 +68,24 @@ class StageError:
 
 
 def eager_probe(network: nn.Module, images: NDArray[np.float32], progress: Progress = silent) -> Probe:
-    """Run `network` in evaluation mode on `images`, normalized float32 [M, 3, H, W], and return both."""
+    """Run `network` in evaluation mode on `images`, normalized float32 [M, 3, H, W], and return both.
+
+    Raises ExportError when a logit is infinite or NaN: there is nothing then that a graph could be compared with.
+    """
     parts = []
     with torch.inference_mode():
         for start in progress(range(0, len(images), _EAGER_BATCH), "Eager reference"):
             batch = torch.from_numpy(images[start : start + _EAGER_BATCH])
             # The layout of the memory changes no value and saves a third of the time.
             parts.append(network(batch.contiguous(memory_format=torch.channels_last)).numpy())
-    return Probe(images, np.concatenate(parts))
+    logits = np.concatenate(parts)
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        raise ExportError(
+            f"the eager network's logits are infinite or NaN on {len(broken)} of {len(logits)} real images: an "
+            "activation leaves float32's range; check the checkpoint and its normalization statistics"
+        )
+    return Probe(images, logits)
 
 
 def serialize(model: onnx.ModelProto) -> bytes:

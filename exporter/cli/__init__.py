@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+import warnings
+from typing import Any
 
 import click
 
@@ -17,6 +19,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it; click's own 1 would mean 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 outside tolerance, 2 wrong request or environment."""
     settle()
+    warnings.showwarning = _show
     try:
         leave(cli.main(prog_name="resnet-export", standalone_mode=False) or 0)
     except SystemExit as stop:  # how commands say that something is outside its tolerance
@@ -30,3 +33,14 @@ def main() -> None:
     except Exception:  # noqa: BLE001 - only with --debug; Python's own status 1 would mean "outside tolerance"
         traceback.print_exc()
         leave(2)
+
+
+_show_in_python = warnings.showwarning
+
+
+def _show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print our own warnings as notices: which line of which file they come from helps nobody here."""
+    if category.__module__.startswith("resnet_export."):
+        click.echo(f"Note: {message}", err=True)
+    else:
+        _show_in_python(message, category, *where, **more)

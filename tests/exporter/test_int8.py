@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from resnet_export.calibration.table import read_table
 from resnet_export.exporter.cli import cli
+from resnet_export.exporter.network import build_network
 from resnet_export.exporter.photos import natural_crops
+from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.engine_report import read_reports
 from resnet_export.runtime.manifest import Precision, read_manifest, verify_bundle
 
@@ -145,6 +149,39 @@ def test_images_that_cannot_be_calibrated_on_are_refused(
     assert result.exit_code == 2
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameter", "change", "expected"),
+    [
+        ("layer1.0.conv1.weight", lambda values: values.index_fill_(0, torch.tensor([1]), torch.nan), "NaN"),
+        ("layer4.1.bn1.weight", lambda values: values.mul_(1e38), "leaves float32's range"),
+    ],
+    ids=["a weight that is NaN", "an activation that overflows on real images"],
+)
+def test_a_network_that_is_not_finite_is_refused(
+    parameter: str,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    expected: str,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    state = build_network(ModelSpec(depth=18, image_size=SIZE)).module.state_dict()
+    change(state[parameter])
+    torch.save(state, tmp_path / "weights.pth")
+    given = ("--weights", tmp_path / "weights.pth", "--image-size", SIZE, "--int8", "--calib", photos)
+    result = run(*given, "--out", tmp_path / "bundle")
+    assert result.exit_code == 2
+    assert expected in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_labels_that_the_network_does_not_have_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=natural_crops(4, SIZE, seed=0), labels=[1, 2, 3, 1000])
+    result = run(*EXPORT, "--int8", "--calib", tmp_path / "images.npz", "--out", tmp_path / "bundle")
+    assert result.exit_code == 2
+    assert "label 1000, expected 0 to 999" in result.stderr
 
 
 def test_int8_without_images_or_table_is_refused(tmp_path: Path) -> None:
