@@ -25,6 +25,7 @@ from resnet_export.exporter.flavours import EnginePlan, plan_engines
 from resnet_export.exporter.graph import check_against, serialize, simplify, to_onnx
 from resnet_export.exporter.images import Images, choose_images
 from resnet_export.exporter.int8 import TABLE, find_plan, to_int8
+from resnet_export.exporter.layerwise import with_layers
 from resnet_export.exporter.network import Network, build_network
 from resnet_export.exporter.precision import to_fp16
 from resnet_export.exporter.preprocessing_graph import bake_preprocessing
@@ -184,7 +185,9 @@ def ship(
         for name, data in engine.files().items():
             stage.write(name, data)
     manifest = with_engines(manifest, [engine.artifact for engine in built], notes)
-    report = with_search(run_parity(stage.draft(manifest), progress=progress), int8)
+    unseen = stage.draft(manifest)
+    report = with_layers(run_parity(unseen, progress=progress), unseen, progress=progress)
+    report = with_search(report, int8)
     stage.write(REPORT, encode_report(report))
     stage.write("report.md", markdown.render(report).encode())
     if page.installed():

@@ -46,6 +46,14 @@ def check_request(model: ModelSpec, spec: ExportSpec) -> None:
         raise RequestError(
             "--int8 needs images to calibrate on; give --calib with a folder, or --calib-table with a table made before"
         )
+    if spec.max_drop is not None and not spec.int8:
+        raise RequestError("--max-drop is the budget of INT8, which was not asked for; give --int8 as well")
+    if spec.max_drop is not None and spec.calib is None:
+        raise RequestError(
+            "--max-drop is measured on images, and a table has none; give --calib with a folder as well"
+        )
+    if spec.max_drop is not None and not 0 <= spec.max_drop <= 100:
+        raise RequestError(f"max_drop is {spec.max_drop:g}, expected percentage points from 0 to 100")
     if spec.calib is not None and not spec.calib.exists():
         raise RequestError(
             f"the calibration images {spec.calib} do not exist; give a folder, .npz or list file"

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import click
 
+from resnet_export.exporter import report as html
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.output import check_writable
 from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.exporter.gate import check_parity
 from resnet_export.runtime.errors import RequestError
-from resnet_export.runtime.manifest import read_manifest
 from resnet_export.runtime.parity import junit, markdown, text
-from resnet_export.runtime.parity.compare import Batch
-from resnet_export.runtime.parity.gate import run_parity
 from resnet_export.runtime.parity.report import ParityReport, encode_report
-from resnet_export.runtime.parity.tolerances import Overrides, parse_overrides
 
 _RENDER: dict[str, Callable[[ParityReport], bytes]] = {
     "json": encode_report,
@@ -56,6 +55,26 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="FILE",
     help="JSON with limits that replace the bundle's.",
 )
+@click.option(
+    "--reference",
+    type=click.Choice(["onnx", "eager"]),
+    default="onnx",
+    show_default=True,
+    help="What --data is compared with; eager needs torch.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The checkpoint, for --reference eager.",
+)
+@click.option(
+    "--layers",
+    multiple=True,
+    metavar="NAME",
+    help="Compare this artifact's layers with fp32's; 'all' of them (repeatable; by default of those that fail).",
+)
+@click.option("--no-layers", is_flag=True, help="Leave the layers of what fails alone.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N images of --data.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw that --limit makes.")
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write the report as JSON.")
@@ -63,6 +82,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--junit", "junit_file", type=_FILE, metavar="FILE", help="Write JUnit XML: a case per criterion."
 )
 @click.option("--markdown", "markdown_file", type=_FILE, metavar="FILE", help="Write Markdown for a comment.")
+@click.option("--html", "html_file", type=_FILE, metavar="FILE", help="Write a page for people, in one file.")
 @click.option("--quiet", is_flag=True, help="No progress and no table.")
 @debug_option
 def command(
@@ -73,11 +93,16 @@ def command(
     max_drop: float | None,
     min_agreement: float | None,
     tolerance: Path | None,
+    reference: Literal["onnx", "eager"],
+    weights: Path | None,
+    layers: tuple[str, ...],
+    no_layers: bool,
     limit: int | None,
     seed: int,
     json_file: Path | None,
     junit_file: Path | None,
     markdown_file: Path | None,
+    html_file: Path | None,
     quiet: bool,
 ) -> None:
     """Compare BUNDLE's artifacts with the reference, on every backend of this host.
@@ -88,46 +113,30 @@ def command(
     reports = {kind: path for kind, path in asked.items() if path is not None}
     for path in reports.values():
         check_writable(path)
-    report = run_parity(
+    if html_file is not None:
+        html.require()
+        check_writable(html_file)
+    if layers and no_layers:
+        raise RequestError("--layers and --no-layers contradict each other; give one of them")
+    report = check_parity(
         bundle,
-        data=None if data is None else _batches(bundle, data, limit, seed),
-        data_name="" if data is None else str(data),
+        data=data,
         artifacts=artifacts or None,
         backends=backends or None,
         max_drop=max_drop,
         min_agreement=min_agreement,
-        tolerances=None if tolerance is None else _overrides(tolerance),
+        tolerances=tolerance,
+        reference=reference,
+        weights=weights,
+        layers=layers or ("none" if no_layers else "failed"),
         limit=limit,
+        seed=seed,
         progress=progress_bar(quiet=quiet),
     )
     for kind, path in reports.items():
         path.write_bytes(_RENDER[kind](report))
+    if html_file is not None:
+        html_file.write_bytes(html.render(report, html.gather(bundle, report, data=data, seed=seed)))
     if not quiet:
         click.echo(text.render(report), nl=False)
     sys.exit(report.exit_code)
-
-
-def _batches(bundle: Path, data: Path, limit: int | None, seed: int) -> Iterator[Batch]:
-    from resnet_export.calibration.dataset import open_dataset
-
-    manifest = read_manifest(bundle)
-    dataset = open_dataset(
-        data,
-        preprocessing=manifest.preprocessing,
-        limit=limit,
-        seed=seed,
-        labels=manifest.labels,
-        num_classes=manifest.model.num_classes,
-    )
-    return (
-        Batch(images=batch.images, labels=batch.labels, names=batch.names)
-        for batch in dataset.batches(manifest.batch.opt)
-    )
-
-
-def _overrides(path: Path) -> Overrides:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"the tolerance file {path} cannot be read: {error.strerror}") from error
-    return parse_overrides(data, str(path))

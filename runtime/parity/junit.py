@@ -28,7 +28,12 @@ def render(report: ParityReport) -> bytes:
 
     suites = ElementTree.Element("testsuites", name="parity")
     suite = ElementTree.SubElement(suites, "testsuite", name=f"parity.{_clean(report.bundle.arch)}")
-    cases = [*_entry_cases(report), *_skipped_cases(report), *_unverified_case(report)]
+    cases = [
+        *_preprocessing_cases(report),
+        *_entry_cases(report),
+        *_skipped_cases(report),
+        *_unverified_case(report),
+    ]
     suite.extend(cases)
     totals = {
         "tests": str(len(cases)),
@@ -46,8 +51,22 @@ def render(report: ParityReport) -> bytes:
     return data + b"\n"
 
 
+def _preprocessing_cases(report: ParityReport) -> Iterator[Element]:
+    for criterion in report.preprocessing:
+        case = _element("testcase")
+        case.set("classname", "preprocessing")
+        case.set("name", criterion.name)
+        text = f"preprocessing: {describe(criterion)} ({criterion.detail})"
+        if criterion.passed:
+            _child(case, "system-out", text)
+        else:
+            _child(case, "failure", text, "tolerance")
+        yield case
+
+
 def _entry_cases(report: ParityReport) -> Iterator[Element]:
     for entry in report.entries:
+        layers = tuple(found.sentence for found in report.layerwise if found.artifact == entry.artifact)
         if entry.error is not None:
             case = _case(entry, "runs")
             _child(case, "error", entry.error, "backend")
@@ -58,10 +77,10 @@ def _entry_cases(report: ParityReport) -> Iterator[Element]:
             yield case
         for check in entry.checks:
             for criterion in check.criteria:
-                yield _criterion_case(entry, check, criterion)
+                yield _criterion_case(entry, check, criterion, layers)
 
 
-def _criterion_case(entry: Entry, check: Check, criterion: Criterion) -> Element:
+def _criterion_case(entry: Entry, check: Check, criterion: Criterion, layers: tuple[str, ...]) -> Element:
     case = _case(entry, f"{check.images}.{criterion.name}")
     text = f"{entry.title}: {describe(criterion)}"
     if criterion.detail:
@@ -69,7 +88,7 @@ def _criterion_case(entry: Entry, check: Check, criterion: Criterion) -> Element
     if criterion.passed:
         _child(case, "system-out", text)
         return case
-    body = [text, *_context(entry, check)]
+    body = [text, *_context(entry, check), *layers]
     _child(case, "failure", text, "tolerance").text = _clean("\n".join(body))
     return case
 

@@ -3,17 +3,17 @@
 Each layer is measured twice, on the same images:
 
 - *by itself*: it is given the fp32 graph's inputs, so that what it adds does not hide behind what came before.
-  Rounding to its precision explains an error up to `LIMITS`; a layer beyond it *departs*.
+  A layer whose error is not what rounding to its precision explains *departs*.
 - *in place*: its output inside the whole artifact, where the errors of all layers before it have arrived. That is
   the signal-to-noise ratio that a chart shows; it falls along the network also when nothing is wrong.
 
-Works on arrays alone. `resnet_export.exporter.instrument` makes the graphs that yield them.
+Works on arrays alone. `resnet_export.exporter.layerwise` makes the graphs that yield them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,10 +23,20 @@ from numpy.typing import ArrayLike
 from resnet_export.runtime.manifest import Precision, Struct
 
 Kind = Literal["fp32", "fp16", "weights", "activations"]
-"""What a layer rounds: its arithmetic to fp32 or fp16, its weights to int8, or a tensor to int8."""
+"""What a layer rounds: its arithmetic to fp32 or fp16, its weights to int8, or one tensor to int8."""
 
-LIMITS: Mapping[Kind, float] = {"fp32": 1e-4, "fp16": 5e-3, "weights": 0.05, "activations": 0.1}
-"""The largest ‖a − b‖/‖b‖ that rounding explains in one layer by itself."""
+LIMITS: Mapping[Kind, float] = {"fp32": 1e-4, "fp16": 2e-3, "weights": 0.05, "activations": 0.1}
+"""The largest ‖a − b‖/‖b‖ that rounding explains in one layer by itself (`docs/parity.md` has the measurements)."""
+
+GAIN = 5e-3
+"""By how much integer weights may make everything larger or smaller."""
+
+COARSE = 1.4
+"""How coarse a tensor may be rounded to int8: its error over that with half the scale."""
+
+COARSE_BESIDE_OTHERS = 3.0
+"""The same beside the upper quartile over the graph's tensors, if that allows more. Ranges that span each value ever
+seen are all coarse; one wrong scale is so alone."""
 
 WORST = 5
 
@@ -39,7 +49,11 @@ class LayerFigure(Struct, frozen=True):
     `own_error` and `own_snr_db` are the same for the layer by itself, and `limit` is what rounding explains
     there. All are over the images on which the layer is finite; `non_finite` counts the others, by itself or in
     place, whichever are more. A ratio in dB is None where there is no error at all, every figure is None where
-    nothing could be measured. `note` says what the figures do not.
+    nothing could be measured, and those in place also where a runtime fuses the layer with the next.
+
+    `gain` is ⟨a, b⟩/⟨b, b⟩ by itself, of layers with integer weights. `coarseness` is the error of a tensor that is
+    rounded to int8, over its error at half the scale, and `coarseness_limit` what it may be. `reason` says in words
+    why the layer departs.
     """
 
     node: str
@@ -52,16 +66,24 @@ class LayerFigure(Struct, frozen=True):
     own_error: float | None
     limit: float
     non_finite: int
+    gain: float | None
+    coarseness: float | None
     departs: bool
-    missing: bool = False
-    note: str = ""
+    missing: bool
+    reason: str
+    coarseness_limit: float = COARSE
 
     @property
     def excess(self) -> float:
-        """How many times its limit the layer's own error is; infinite where it departs without one."""
-        if self.own_error is None or self.non_finite:
-            return math.inf if self.departs else 0.0
-        return self.own_error / self.limit
+        """How far the layer is beyond what is explained, 1 being the limit; infinite where nothing was measured."""
+        if self.departs and (self.own_error is None or self.non_finite):
+            return math.inf
+        shares = [
+            0.0 if self.own_error is None else self.own_error / self.limit,
+            0.0 if self.gain is None else abs(self.gain - 1) / GAIN,
+            0.0 if self.coarseness is None else self.coarseness / self.coarseness_limit,
+        ]
+        return max(shares)
 
 
 class Layerwise(Struct, frozen=True):
@@ -88,7 +110,7 @@ class Layerwise(Struct, frozen=True):
 
     @property
     def worst(self) -> tuple[LayerFigure, ...]:
-        """The five layers whose own error is the largest beside its limit, worst first."""
+        """The five layers that are the furthest beyond what is explained, or nearest to it, worst first."""
         return tuple(sorted(self.layers, key=lambda layer: -layer.excess)[:WORST])
 
 
@@ -96,32 +118,44 @@ class Layerwise(Struct, frozen=True):
 class ErrorSums:
     """What is kept of one tensor over the images so far; join disjoint images with `+`.
 
-    `error` is Σ (a − b)² and `signal` Σ b², over the images on which both are finite.
+    Over the images on which both are finite, `error` is Σ (a − b)², `signal` Σ b² and `product` Σ (a − b)·b.
     """
 
     error: float = 0.0
     signal: float = 0.0
+    product: float = 0.0
     non_finite: int = 0
 
     @classmethod
     def of(cls, found: ArrayLike, expected: ArrayLike) -> ErrorSums:
         """Compare float arrays of one shape [N, …], image by image."""
         b = np.asarray(expected, np.float64)
-        a = np.asarray(found, np.float64)
         axes = tuple(range(1, b.ndim))
         with np.errstate(invalid="ignore", over="ignore"):
-            return cls.of_images(((a - b) ** 2).sum(axis=axes), (b**2).sum(axis=axes))
+            difference = np.asarray(found, np.float64) - b
+            return cls.of_images(
+                (difference**2).sum(axis=axes), (b**2).sum(axis=axes), (difference * b).sum(axis=axes)
+            )
 
     @classmethod
-    def of_images(cls, errors: ArrayLike, signals: ArrayLike) -> ErrorSums:
-        """Add up the Σ (a − b)² and the Σ b² of each image, float [N] both."""
+    def of_images(cls, errors: ArrayLike, signals: ArrayLike, products: ArrayLike | None = None) -> ErrorSums:
+        """Add up the Σ (a − b)², the Σ b² and the Σ (a − b)·b of each image, float [N] each."""
         error, signal = np.asarray(errors, np.float64), np.asarray(signals, np.float64)
+        product = np.zeros_like(error) if products is None else np.asarray(products, np.float64)
         finite = np.isfinite(error) & np.isfinite(signal)
-        return cls(float(error[finite].sum()), float(signal[finite].sum()), int(finite.size - finite.sum()))
+        return cls(
+            error=float(error[finite].sum()),
+            signal=float(signal[finite].sum()),
+            product=float(product[finite].sum()),
+            non_finite=int(finite.size - finite.sum()),
+        )
 
     def __add__(self, other: ErrorSums) -> ErrorSums:
         return ErrorSums(
-            self.error + other.error, self.signal + other.signal, self.non_finite + other.non_finite
+            error=self.error + other.error,
+            signal=self.signal + other.signal,
+            product=self.product + other.product,
+            non_finite=self.non_finite + other.non_finite,
         )
 
     @property
@@ -132,6 +166,29 @@ class ErrorSums:
         if self.error:
             return math.inf
         return None if self.non_finite else 0.0
+
+
+@dataclass(frozen=True)
+class LayerSums:
+    """The sums of one layer: by itself, in place, and by itself with half its scale; None: not measured."""
+
+    own: ErrorSums | None = None
+    in_place: ErrorSums | None = None
+    halved: ErrorSums | None = None
+
+    @property
+    def coarseness(self) -> float | None:
+        """The error by itself over that with half the scale; None where either is unknown or there is none."""
+        own = None if self.own is None else self.own.relative_error
+        other = None if self.halved is None else self.halved.relative_error
+        return None if own is None or not other else _finite(own / other)
+
+
+def coarseness_limit(layers: Iterable[LayerSums]) -> float:
+    """Return how coarse a tensor of the graph with these layers may be rounded."""
+    known = [layer.coarseness for layer in layers]
+    found = [one for one in known if one is not None]
+    return max(COARSE, COARSE_BESIDE_OTHERS * float(np.quantile(found, 0.75))) if found else COARSE
 
 
 def snr_db(relative_error: float | None) -> float | None:
@@ -146,17 +203,30 @@ def layer_figure(
     module: str | None,
     op: str,
     kind: Kind,
-    own: ErrorSums | None,
-    in_place: ErrorSums | None,
+    sums: LayerSums,
     *,
+    coarse: float = COARSE,
     missing: bool = False,
-    note: str = "",
+    remark: str = "",
 ) -> LayerFigure:
-    """Judge one layer: it departs when by itself it is beyond its limit, not finite, or not there to be measured."""
-    limit = LIMITS[kind]
+    """Judge one layer. It departs when, by itself,
+
+    1. it cannot be measured, or is not finite on some image;
+    2. its error is beyond `LIMITS`;
+    3. its integer weights make everything larger or smaller, by more than `GAIN`: rounding errors point in all
+       directions, and what they have in common with the signal averages out;
+    4. it rounds to int8, and half its scale would leave less than 1/`coarse` of its error (`coarseness_limit`). A
+       scale is a compromise between clipping and rounding; half of one that was chosen on real images clips far more.
+
+    `remark` says why a layer cannot be measured.
+    """
+    own, limit = sums.own, LIMITS[kind]
     own_error = None if own is None else own.relative_error
-    error = None if in_place is None else in_place.relative_error
-    departs = own is None or own.non_finite > 0 or own_error is None or own_error > limit
+    error = None if sums.in_place is None else sums.in_place.relative_error
+    gain = 1 + own.product / own.signal if kind == "weights" and own is not None and own.signal else None
+    reasons = list(_reasons(own, own_error, limit, gain, remark, missing=missing))
+    if sums.coarseness is not None and sums.coarseness > coarse:
+        reasons.append(f"half its scale would leave {100 / sums.coarseness:.0f} % of its error")
     return LayerFigure(
         node=node,
         module=module,
@@ -167,16 +237,57 @@ def layer_figure(
         own_snr_db=snr_db(own_error),
         own_error=_finite(own_error),
         limit=limit,
-        non_finite=max(sums.non_finite if sums else 0 for sums in (own, in_place)),
-        departs=departs,
+        non_finite=max(one.non_finite if one else 0 for one in (own, sums.in_place)),
+        gain=gain,
+        coarseness=sums.coarseness,
+        coarseness_limit=coarse,
+        departs=bool(reasons),
         missing=missing,
-        note=note,
+        reason=", ".join(reasons),
     )
 
 
 def first_departure(layers: Iterable[LayerFigure]) -> LayerFigure | None:
     """Return the first layer that departs, in the order of the graph."""
     return next((layer for layer in layers if layer.departs), None)
+
+
+def summary(name: str, layers: tuple[LayerFigure, ...]) -> str:
+    """Return one sentence about the artifact `name`: where it departs first, or that it does not."""
+    first = first_departure(layers)
+    if first is None:
+        return f"{name}: each of its {len(layers)} layers adds no more error than its precision explains"
+    more = sum(layer.departs for layer in layers) - 1
+    behind = f"; {more} more layer{'' if more == 1 else 's'} behind it" if more else ""
+    return f"{name} departs at {titled(first)}: {first.reason}{behind}"
+
+
+def titled(layer: LayerFigure) -> str:
+    """Return a layer's node with its operator, and its module where the node is not called after it."""
+    module = f", module {layer.module}" if layer.module and layer.module != layer.node else ""
+    return f"{layer.node} ({layer.op}{module})"
+
+
+def _reasons(
+    own: ErrorSums | None,
+    own_error: float | None,
+    limit: float,
+    gain: float | None,
+    remark: str,
+    *,
+    missing: bool,
+) -> Iterator[str]:
+    if own is not None and own.non_finite:
+        yield f"NaN or infinite on {own.non_finite} images"
+    elif own_error is None:
+        yield remark or "it cannot be measured"
+    elif own_error > limit:
+        if missing:
+            yield f"the artifact does not have it, which makes an error of {own_error:.2g}"
+        else:
+            yield f"an error of {own_error:.2g} by itself, where {limit:g} is explained"
+    if gain is not None and abs(gain - 1) > GAIN:
+        yield f"its output is {100 * abs(gain - 1):.1f} % too {'large' if gain > 1 else 'small'}"
 
 
 def _finite(value: float | None) -> float | None:

@@ -60,6 +60,10 @@ def _fitting(parts: Sequence[str], limit: int) -> str:
 
 
 def _criteria(report: ParityReport) -> Iterator[tuple[str, ...]]:
+    for criterion in report.preprocessing:
+        value = "undefined" if criterion.value is None else number(criterion.value, criterion.limit)
+        mark = "✅" if criterion.passed else "❌"
+        yield (mark, "preprocessing", "", "", criterion.name, value, bound(criterion))
     for entry in report.entries:
         if entry.error is not None:
             yield ("❌", entry.artifact, entry.backend, "", "runs", entry.error, "")

@@ -134,11 +134,15 @@ class Skipped(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True):
-    """The verdict. `exit_code` is 0 passed, 1 outside a tolerance, 2 nothing ran that was to be verified."""
+    """The verdict. `exit_code` is 0 passed, 1 outside a tolerance, 2 nothing ran that was to be verified.
+
+    `stage` names the step that a failure points to (`blame`), None where there is none.
+    """
 
     status: Status
     sentence: str
     exit_code: int
+    stage: str | None = None
 
 
 class ParityReport(Struct, frozen=True):
@@ -146,8 +150,10 @@ class ParityReport(Struct, frozen=True):
 
     `unverified` are artifacts that ran on no backend; they stand apart from those that passed. `versions`
     are of the packages that took part. `int8` is what the search for the INT8 graphs saw (`calibration.findings`, as
-    JSON), in the report of an export that made some. `times` holds everything that changes from run to run: `started`
-    (UTC, ISO 8601), `seconds` in all, and per entry key the seconds that its backend spent running.
+    JSON), in the report of an export that made some. `layerwise` are the layers of artifacts that failed or whose
+    layers were asked for. `preprocessing` says whether this host preprocesses as the export did, and is empty where
+    the bundle has no sample of that. `times` holds everything that changes from run to run: `started` (UTC, ISO
+    8601), `seconds` in all, and per entry key the seconds that its backend spent running.
     """
 
     schema: Literal[1]
@@ -160,6 +166,7 @@ class ParityReport(Struct, frozen=True):
     verdict: Summary
     versions: dict[str, str]
     times: dict[str, Any]
+    preprocessing: tuple[Criterion, ...] = ()
     int8: dict[str, Any] | None = None
     layerwise: tuple[Layerwise, ...] = ()
 
@@ -204,9 +211,13 @@ def identity(manifest: Manifest) -> BundleIdentity:
 
 
 def summarize(
-    entries: tuple[Entry, ...], unverified: tuple[str, ...], unmet: tuple[str, ...] = ()
+    entries: tuple[Entry, ...],
+    unverified: tuple[str, ...],
+    unmet: tuple[str, ...] = (),
+    preprocessing: tuple[Criterion, ...] = (),
+    stage: str | None = None,
 ) -> Summary:
-    """Return the verdict over `entries`.
+    """Return the verdict over `entries` and the criteria of `preprocessing`; `stage` is what a failure points to.
 
     Artifacts in `unverified`, which nothing here could run, are named and the rest decides; but where
     nothing ran, nothing has passed. What was asked for by name and did not run (`unmet`) is an error of the
@@ -217,15 +228,19 @@ def summarize(
         f" Not verified here, since nothing could run them: {', '.join(unverified)}." if unverified else ""
     )
     runs = f"{len(entries)} artifact run{'' if len(entries) == 1 else 's'}"
-    if failed:
+    drifted = [describe(criterion) for criterion in preprocessing if not criterion.passed]
+    if failed or drifted:
         what = "; ".join(f"{entry.title} ({failure(entry)})" for entry in failed[:_NAMED])
         if len(failed) > _NAMED:
             what += f"; and {len(failed) - _NAMED} more"
-        return Summary(
-            status="failed",
-            sentence=f"FAILED: {len(failed)} of {runs} outside tolerance: {what}.{missing}",
-            exit_code=1,
-        )
+        sentence = f"FAILED: {len(failed)} of {runs} outside tolerance{': ' if what else ''}{what}"
+        if drifted:
+            sentence = f"FAILED: preprocessing is not the export's ({', '.join(drifted)})" + (
+                f"; {sentence.removeprefix('FAILED: ')}" if failed else ""
+            )
+        if stage is not None:
+            sentence += f". First stage to look at: {stage}"
+        return Summary(status="failed", sentence=f"{sentence}.{missing}", exit_code=1, stage=stage)
     if not entries or unmet:
         asked = f" Asked for and not run: {', '.join(unmet)}." if unmet else ""
         return Summary(

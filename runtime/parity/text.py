@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from resnet_export.runtime.parity.layers import titled
 from resnet_export.runtime.parity.report import Check, Entry, ParityReport, describe
 
 HEADERS = (
@@ -65,6 +66,7 @@ def details(report: ParityReport) -> Iterator[tuple[str, list[str]]]:
     for title, items in (
         ("Outside tolerance", _failures(report)),
         ("Where the error arises", (found.sentence for found in attributions if found)),
+        ("Layers", _layers(report)),
         ("Notes", _notes(report)),
         ("Not run", _skipped(report)),
     ):
@@ -132,7 +134,20 @@ def _agreement(check: Check) -> str:
     return text
 
 
+def _layers(report: ParityReport) -> Iterator[str]:
+    """Yield where each artifact departs first, and the layers that are the furthest beyond what is explained."""
+    for found in report.layerwise:
+        yield found.sentence
+        for place, layer in enumerate(found.worst, 1):
+            figure = "" if layer.own_error is None else f"error {layer.own_error:.1e} by itself"
+            yield f"{found.artifact}, worst {place}: {titled(layer)}: {layer.reason or figure}"
+        yield from (f"{found.artifact}: {note}" for note in found.notes)
+
+
 def _failures(report: ParityReport) -> Iterator[str]:
+    for criterion in report.preprocessing:
+        if not criterion.passed:
+            yield f"preprocessing: {describe(criterion)} ({criterion.detail})"
     for entry in report.entries:
         if entry.error is not None:
             yield f"{entry.title} {entry.error}"

@@ -190,6 +190,33 @@ def test_int8_without_images_or_table_is_refused(tmp_path: Path) -> None:
     assert "--calib" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(("--fp16",), "give --int8"), (("--int8", "--calib-table", "table.json"), "give --calib")],
+)
+def test_a_budget_that_could_not_be_held_is_refused(
+    given: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    result = run(*EXPORT, *given, "--max-drop", "0.5", "--out", tmp_path / "bundle")
+    assert result.exit_code == 2
+    assert expected in result.stderr
+
+
+def test_a_budget_is_held_on_the_calibration_images_and_reported(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    result = run(
+        *EXPORT, "--int8", "--calib", photos, "--max-drop", "100", "--calib-method", "mse",
+        "--engine", "none", "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "report.json").read_text())["int8"]
+    assert found["method"] == "mse"
+    for verdict in found["verdicts"]:
+        assert "disagreement ≤ 100" in verdict["limit"]
+        assert verdict["judged"]["images"] == 32
+    assert {layer["layer"] for layer in found["layers"]} >= {"conv1", "layer4.1.conv2", "fc"}
+
+
 def test_an_unknown_layer_in_keep_fp16_is_refused_with_the_layers_there_are(
     photos: Path, tmp_path: Path
 ) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from resnet_export.runtime import parity
-from resnet_export.runtime.manifest import Precision
 from resnet_export.runtime.parity.attribution import Attribution, StageError
 from resnet_export.runtime.parity.metrics import Figures
-from resnet_export.runtime.parity.tolerances import TABLE, UNTRAINED
+from resnet_export.runtime.parity.tolerances import TABLE, UNTRAINED_INT8
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -52,7 +51,7 @@ def test_the_whole_of_parity_loads_neither_frameworks_nor_backends_nor_renderers
 def test_the_documentation_defines_every_figure_and_every_criterion() -> None:
     text = (DOCS / "parity.md").read_text(encoding="utf-8")
     criteria = ("finite", "relative_error", "centred_cosine", "top1_agreement", "min_agreement")
-    criteria += ("max_drop", "accuracy_drop", "labels_fit")
+    criteria += ("max_drop", "accuracy_drop", "labels_fit", "labels_order")
     figures = {*Figures.__struct_fields__} - {"images", "classes", "near_tie_flips"}
     stages = {*StageError.__struct_fields__, *Attribution.__struct_fields__} & {
         *("separate", "cumulative", "share", "total", "cross", "residual", "bound", "largest", "departs")
@@ -64,7 +63,8 @@ def test_the_documentation_defines_every_figure_and_every_criterion() -> None:
 
 def test_the_documentation_states_the_limits_that_the_table_has() -> None:
     rows = [line for line in (DOCS / "tolerances.md").read_text(encoding="utf-8").splitlines() if "|" in line]
-    for name, limits in (*TABLE.items(), ("int8, untrained", UNTRAINED[Precision.INT8])):
+    untrained = [(f"int8, untrained, {depth} layers", limits) for depth, limits in UNTRAINED_INT8.items()]
+    for name, limits in (*TABLE.items(), *untrained):
         row = next(row for row in rows if row.startswith(f"| {name} |"))
         for limit in (limits.relative_error, limits.centred_cosine, limits.top1_agreement):
             assert f"| {limit:.12g} " in row, (name, limit)

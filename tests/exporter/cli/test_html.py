@@ -1,0 +1,60 @@
+"""`resnet-export parity --html`: what is wrong is found before the work, and what is asked for is written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from resnet_export.exporter.cli import cli
+from resnet_export.exporter.cli import parity as command
+from tests.parity_bundle import write
+from tests.parity_page import archive, damaged_bundle
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["parity", *map(str, arguments)], prog_name="resnet-export")
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the check began")
+
+    monkeypatch.setattr(command, "check_parity", fail)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_one_sentence_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run(tmp_path, "--html", tmp_path / "page.html")
+    assert result.exit_code == 2
+    assert f"needs {package}, which is not installed; pip install 'resnet-export[report]'" in result.output
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_file_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    result = run(tmp_path, "--html", tmp_path / "missing" / "page.html")
+    assert result.exit_code == 2
+    assert "cannot be written: the folder" in result.output
+
+
+def test_the_page_is_written_and_the_exit_code_stays_the_verdicts(tmp_path: Path) -> None:
+    data = archive(tmp_path, 40)
+    for bundle, code, word in (
+        (write(tmp_path / "clean"), 0, "Passed"),
+        (damaged_bundle(tmp_path / "damaged"), 1, "Failed"),
+    ):
+        page = tmp_path / "page.html"
+        result = run(
+            bundle, "--backend", "onnxruntime", "--data", data, "--no-layers", "--quiet", "--html", page
+        )
+        assert result.exit_code == code, result.output
+        text = page.read_text(encoding="utf-8")
+        assert f"<title>{word}: parity of tiny</title>" in text
+        assert "data:image/jpeg;base64," in text or code == 0
