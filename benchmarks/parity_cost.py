@@ -78,7 +78,7 @@ def _measure(asked: argparse.Namespace, folder: Path) -> None:
     heading(f"Parity of {manifest.model.arch}, {asked.images} images of {manifest.preprocessing.crop} pixels")
     for name, measured in rows.items():
         print(
-            f"  {name:<14} {_median(measured, 'seconds'):7.1f} s wall, {_median(measured, 'cpu'):7.1f} s of processors, "
+            f"  {name:<14} {_median(measured, 'seconds'):7.1f} s wall, {_median(measured, 'cpu'):7.1f} s CPU, "
             f"{_median(measured, 'peak_mb'):6.0f} MB at most"
         )
     for name in ("check, crops", "check, JPEG"):
@@ -121,7 +121,6 @@ def _check(bundle: Path, data: Path, images: int, threads: int) -> dict[str, flo
     dataset = open_dataset(data, preprocessing=manifest.preprocessing, limit=images)
     batches = (Batch(batch.images) for batch in dataset.batches(manifest.batch.opt))
     report = run_parity(bundle, data=batches, threads=threads)
-    assert report.entries[0].check("golden") is not None
     running = sum(report.times["running"].values())
     return {"seconds": time.perf_counter() - start, "cpu": _cpu(), "running": running}
 

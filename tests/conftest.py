@@ -10,6 +10,10 @@ from types import ModuleType
 
 import pytest
 
+from resnet_export.exporter.cli.process import settle
+
+settle()  # as every command does: an export takes half the time when the collector looks at torch less often
+
 
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:

@@ -19,6 +19,11 @@ LABELS_KAPPA = 0.1
 # near 100 %, the strictest reading, that is one percentage point.
 DROP_POINTS = 1.0
 
+_CYCLES = 5  # exchanged labels that a detail spells out
+
+LABEL_CRITERIA = frozenset({"labels_fit", "labels_order"})
+"""The criteria that judge the labels of further images, and no artifact."""
+
 
 class Criterion(Struct, frozen=True):
     """One limit. `value` is None where the figure is undefined, and then the criterion does not pass.
@@ -114,6 +119,14 @@ def labels_fit(labelled: Labelled) -> Criterion | None:
         f"{interval.low:.3f} to {interval.high:.3f}; the reference is right on "
         f"{100 * labelled.reference_accuracy:.2f} % of {labelled.images} images",
     )
+
+
+def labels_order(labelled: Labelled) -> Criterion:
+    """Check that no classes' labels are exchanged for each other's: both sides of a comparison lose alike by it."""
+    classes = sum(map(len, labelled.exchanged))
+    cycles = "; ".join(" → ".join(map(str, (*cycle, cycle[0]))) for cycle in labelled.exchanged[:_CYCLES])
+    detail = "classes whose images the reference gives to each other"
+    return at_most("labels_order", classes, 0, f"{detail}: {cycles}" if cycles else detail)
 
 
 def resolves(labelled: Labelled, points: float) -> bool:

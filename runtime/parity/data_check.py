@@ -19,6 +19,7 @@ from resnet_export.runtime.parity.criteria import (
     accuracy_drop,
     judge,
     labels_fit,
+    labels_order,
     max_drop,
     min_agreement,
 )
@@ -154,3 +155,4 @@ def _criteria(subject: Subject, found: Comparison, limits: Limits, *, itself: bo
         fit = labels_fit(labelled)
         if fit is not None:
             yield fit
+        yield labels_order(labelled)

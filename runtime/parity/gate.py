@@ -19,10 +19,12 @@ from resnet_export.runtime.errors import NoBackendError, RequestError
 from resnet_export.runtime.golden import EAGER, read_golden
 from resnet_export.runtime.host import HostFacts, probe
 from resnet_export.runtime.manifest import Precision, read_manifest
+from resnet_export.runtime.parity.blame import blame
 from resnet_export.runtime.parity.compare import ImageBatch, Runner, printable
 from resnet_export.runtime.parity.data_check import check_data, inputs
 from resnet_export.runtime.parity.golden_check import Limits, Subject, check_golden, require_same
 from resnet_export.runtime.parity.plan import is_reference, plan
+from resnet_export.runtime.parity.preprocessing_check import check_preprocessing
 from resnet_export.runtime.parity.report import Asked, ParityReport, identity, summarize
 from resnet_export.runtime.parity.tolerances import Overrides
 from resnet_export.runtime.progress import Progress, silent
@@ -93,6 +95,8 @@ def run_parity(
             f"{asked.data} need the fp32 graph to be compared with, and nothing on this host runs it; install a "
             "backend that does (pip install 'resnet-export[cpu]'), or leave the data out"
         )
+    sample = limits.golden.sample
+    drift = () if sample is None else check_preprocessing(sample, manifest.preprocessing)
     stream = None if data is None else inputs(data, limits)
 
     with ExitStack() as stack:
@@ -114,7 +118,8 @@ def run_parity(
         skipped=planned.skipped,
         unverified=planned.unverified,
         notes=notes,
-        verdict=summarize(entries, planned.unverified, planned.unmet),
+        verdict=summarize(entries, planned.unverified, planned.unmet, drift, blame(entries, drift)),
+        preprocessing=drift,
         versions=_versions(host, {entry.backend for entry in entries}),
         times={
             "started": started.isoformat(timespec="seconds"),
@@ -149,6 +154,8 @@ def _check_asked(asked: Asked) -> None:
 
 def _notes(limits: Limits, subjects: tuple[Subject, ...]) -> tuple[str, ...]:
     notes = [" ".join(notice.split()) for notice in limits.manifest.provenance.notices]
+    if limits.golden.sample is None:
+        notes.append("the bundle holds no sample of its preprocessing, which was not checked")
     checks = [check for subject in subjects for check in subject.entry.checks]
     classes = checks[0].comparison.figures.reference_classes if checks else _FEW_CLASSES
     if classes < _FEW_CLASSES:

@@ -69,7 +69,10 @@ class Limits:
 
     def tolerance(self, precision: Precision) -> Tolerance:
         """Return the limits for `precision`."""
-        return tolerance_for(precision, self.manifest.tolerances, self.overrides, untrained=self.untrained)
+        depth = self.manifest.model.depth
+        return tolerance_for(
+            precision, self.manifest.tolerances, self.overrides, untrained=self.untrained, depth=depth
+        )
 
     def near_tie(self, tolerance: Tolerance) -> float:
         """Return the near-tie width, in logits, under `tolerance`."""
@@ -193,6 +196,7 @@ def _entry(
         checks=(),
         attribution=None,
         error=error,
+        refusal=run.artifact.refusal,
     )
 
 

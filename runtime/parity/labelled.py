@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.errors import DatasetError
 from resnet_export.runtime.manifest import Struct
+from resnet_export.runtime.parity.label_order import exchanged
 from resnet_export.runtime.parity.metrics import Predictions, inner, log_softmax
 from resnet_export.runtime.parity.statistics import (
     CONFIDENCE,
@@ -26,6 +28,7 @@ class Labelled(Struct, frozen=True):
     """What labels add. Accuracies are fractions, drops percentage points (positive: accuracy was lost).
 
     `p_value` is McNemar's exact test of no difference; `distinguishable` says whether it is below 5 %.
+    `exchanged` are the cycles of labels that stand for each other (`label_order`).
     `ece_*` are expected calibration errors over 15 bins, for information. Images with non-finite logits
     count as wrong.
     """
@@ -47,6 +50,7 @@ class Labelled(Struct, frozen=True):
     ece_candidate: float | None
     reference_kappa: float | None
     reference_kappa_interval: Interval | None
+    exchanged: tuple[tuple[int, ...], ...] = ()
 
     @property
     def paired(self) -> Paired:
@@ -68,6 +72,7 @@ class Outcomes:
     candidate: Reliability
     predicted: NDArray[np.int64]  # [C], how often the reference predicts each class
     labelled_as: NDArray[np.int64]  # [C]
+    pairs: Counter[tuple[int, int]]  # (label, what the reference predicts) → images
 
     @classmethod
     def of(
@@ -92,6 +97,7 @@ class Outcomes:
             candidate=Reliability.of(_confidence(candidate[finite]), right_a[finite]),
             predicted=np.bincount(found.reference, minlength=classes),
             labelled_as=np.bincount(labels, minlength=classes),
+            pairs=Counter(zip(labels.tolist(), found.reference.tolist(), strict=True)),
         )
 
     def __add__(self, other: Outcomes) -> Outcomes:
@@ -101,6 +107,7 @@ class Outcomes:
             candidate=self.candidate + other.candidate,
             predicted=self.predicted + other.predicted,
             labelled_as=self.labelled_as + other.labelled_as,
+            pairs=self.pairs + other.pairs,
         )
 
     def labelled(self) -> Labelled:
@@ -134,6 +141,7 @@ class Outcomes:
             )
             if chance < 1
             else None,
+            exchanged=exchanged(self.pairs),
         )
 
 

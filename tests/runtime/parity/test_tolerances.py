@@ -15,7 +15,7 @@ from resnet_export.runtime.manifest import Precision, Tolerance
 from resnet_export.runtime.parity.metrics import Metrics
 from resnet_export.runtime.parity.tolerances import (
     TABLE,
-    UNTRAINED,
+    UNTRAINED_INT8,
     coarser,
     for_manifest,
     near_tie_width,
@@ -24,8 +24,10 @@ from resnet_export.runtime.parity.tolerances import (
     tolerance_for,
 )
 
+UNTRAINED = tuple(table(untrained=True, depth=depth) for depth in UNTRAINED_INT8)
 
-@pytest.mark.parametrize("limits", [TABLE, UNTRAINED])
+
+@pytest.mark.parametrize("limits", [TABLE, *UNTRAINED])
 def test_every_precision_has_limits_and_coarser_ones_are_never_tighter(
     limits: Mapping[Precision, Tolerance],
 ) -> None:
@@ -38,27 +40,40 @@ def test_every_precision_has_limits_and_coarser_ones_are_never_tighter(
 
 
 def test_a_trained_network_is_never_held_to_looser_limits_than_an_untrained_one() -> None:
-    for precision in Precision:
+    for untrained, precision in itertools.product(UNTRAINED, Precision):
         for name in ("centred_cosine", "top1_agreement"):
-            assert getattr(TABLE[precision], name) >= getattr(UNTRAINED[precision], name)
-        assert TABLE[precision].relative_error <= UNTRAINED[precision].relative_error
+            assert getattr(TABLE[precision], name) >= getattr(untrained[precision], name)
+        assert TABLE[precision].relative_error <= untrained[precision].relative_error
+
+
+def test_a_deeper_untrained_network_is_allowed_more_and_unknown_depths_have_the_limits_of_a_known_one() -> (
+    None
+):
+    for shallow, deep in itertools.pairwise(limits[Precision.INT8] for limits in UNTRAINED):
+        assert shallow.relative_error < deep.relative_error
+        assert shallow.centred_cosine > deep.centred_cosine
+    for unknown, known in ((1, 18), (20, 34), (51, 101), (1000, 152), (None, 18)):
+        assert table(untrained=True, depth=unknown)[Precision.INT8] == UNTRAINED_INT8[known]
+    assert table(untrained=False, depth=152) == TABLE
 
 
 def test_no_limit_is_looser_than_what_the_project_promises() -> None:
     assert TABLE[Precision.FP32].relative_error <= 1e-4
-    assert UNTRAINED[Precision.FP16].centred_cosine >= 0.9999
-    assert UNTRAINED[Precision.FP16].top1_agreement >= 0.99
+    for untrained in UNTRAINED:
+        assert untrained[Precision.FP16].centred_cosine >= 0.9999
+        assert untrained[Precision.FP16].top1_agreement >= 0.99
     assert TABLE[Precision.INT8].centred_cosine >= 0.99
 
 
-@pytest.mark.parametrize("untrained", [True, False])
-def test_the_manifest_carries_the_table_in_its_own_words(untrained: bool) -> None:
-    made = for_manifest(untrained=untrained)
+@pytest.mark.parametrize(("untrained", "depth"), [(True, 18), (True, 101), (False, 50)])
+def test_the_manifest_carries_the_table_in_its_own_words(untrained: bool, depth: int) -> None:
+    made = for_manifest(untrained=untrained, depth=depth)
     carried = msgspec.json.decode(msgspec.json.encode(made), type=dict[str, Tolerance])
     assert carried == made
     for precision in Precision:
-        expected = tolerance_for(precision, untrained=untrained)
-        assert tolerance_for(precision, carried) == expected == table(untrained=untrained)[precision]
+        expected = tolerance_for(precision, untrained=untrained, depth=depth)
+        assert tolerance_for(precision, carried) == expected
+        assert expected == table(untrained=untrained, depth=depth)[precision]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""Does this host turn an image file into the numbers that the export fed the network? Bit for bit.
+
+Preprocessing that has drifted (another decoder, filter, crop, mean or channel order) feeds the reference and the
+candidate alike: their logits agree, and accuracy is lost all the same. So the bundle holds an image file with
+what the export made of it, and every check makes it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_export.runtime import preprocess
+from resnet_export.runtime.errors import ImageError
+from resnet_export.runtime.golden import Sample
+from resnet_export.runtime.manifest import Preprocessing
+from resnet_export.runtime.parity.criteria import Criterion, at_most
+
+PREPROCESSING = "preprocessing"
+"""The name of the stage."""
+
+
+def check_preprocessing(sample: Sample, preprocessing: Preprocessing) -> tuple[Criterion, ...]:
+    """Repeat the steps of the export on its sample, by what the manifest says and this host's libraries.
+
+    `crop` counts the values of the recorded crop that decoding, resizing and cropping give otherwise;
+    `normalize` those of the network's input, of the recorded crop and of each byte in each channel. Both have to
+    be zero.
+    """
+    return tuple(_criteria(sample, preprocessing))
+
+
+def _criteria(sample: Sample, preprocessing: Preprocessing) -> Iterator[Criterion]:
+    try:
+        crop = preprocess.load(sample.file, preprocessing, name="the bundle's sample")
+    except ImageError as error:
+        yield at_most("crop", None, 0, " ".join(str(error).split()))
+    else:
+        yield _compared("crop", crop, sample.crop, "once decoded, resized and cropped")
+    every = np.arange(256, dtype=np.uint8)[None, None, :, None].repeat(3, axis=3)
+    outside = msgspec.structs.replace(preprocessing, in_graph=False)
+    found = [preprocess.to_input(images, outside).ravel() for images in (sample.crop[None], every)]
+    channels = np.arange(3)[:, None, None]
+    expected = [sample.values[channels, sample.crop.transpose(2, 0, 1)].ravel(), sample.values.ravel()]
+    yield _compared("normalize", np.concatenate(found), np.concatenate(expected), "once normalized")
+
+
+def _compared(name: str, found: NDArray[np.generic], expected: NDArray[np.generic], what: str) -> Criterion:
+    if found.shape != expected.shape:
+        return at_most(name, None, 0, f"{what}, it has shape {list(found.shape)}, not {list(expected.shape)}")
+    distance = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    count = int((found != expected).sum())
+    detail = f"values of the bundle's sample that differ {what}, of {expected.size}"
+    return at_most(name, count, 0, f"{detail}; by {distance.max():.3g} at most" if count else detail)
