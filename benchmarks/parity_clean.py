@@ -1,8 +1,10 @@
 """Do clean bundles pass? Every depth, many seeds: exported, checked, and checked again on images of another draw.
 
-    python -m benchmarks.parity_clean LOG [--depths 18 34 50 101 152] [--seeds 50] [--size 64] [--images 64] [--plain]
+    python -m benchmarks.parity_clean LOG [--depths 18 34 50 101 152] [--seeds 50] [--checks 1]
+        [--size 64] [--images 64] [--plain]
 
-Each export has fp32, fp16 and both int8 graphs, and runs on every backend of this host. With --plain, INT8 is
+Each export has fp32, fp16 and both int8 graphs, and runs on every backend of this host. With --checks, every bundle is
+checked so many times, on images of as many draws. With --plain, INT8 is
 quantized without its improvements, which takes a third of the time. One line of JSON a bundle is appended to LOG, and a
 bundle that stands there is not made again, so that the benchmark can be stopped and resumed. Prints every failure with
 what broke, then the worst figures and how many bundles passed, by depth.
@@ -14,7 +16,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,8 @@ CALIBRATION = 64
 Row = dict[str, Any]
 
 
-def measure(depth: int, seed: int, size: int, images: int, *, plain: bool) -> Row:
-    """Export the untrained network of this depth and seed, check it with crops of its own, and return the result."""
+def measure(depth: int, seed: int, size: int, images: int, checks: int, *, plain: bool) -> Row:
+    """Export the untrained network of this depth and seed, check it on other crops each time, and return the result."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         calib = Path(folder) / "calibration.npz"
@@ -46,17 +47,21 @@ def measure(depth: int, seed: int, size: int, images: int, *, plain: bool) -> Ro
             spec = replace(spec, calib_method="mse", equalize=False, correct_bias=False, round_weights=False)
         bundle = export(ModelSpec(depth=depth, image_size=size, seed=seed), spec, Path(folder) / "bundle")
         exported = time.perf_counter() - start
-        crops = natural_crops(images, size, seed=1000 + seed)
-        data = (Batch(crops[first : first + BATCH]) for first in range(0, images, BATCH))
-        report = run_parity(bundle.path, data=data, data_name=f"natural crops, seed {1000 + seed}")
+        reports = []
+        for draw in range(1000 + seed * checks, 1000 + (seed + 1) * checks):
+            crops = natural_crops(images, size, seed=draw)
+            data = (Batch(crops[first : first + BATCH]) for first in range(0, images, BATCH))
+            reports.append(run_parity(bundle.path, data=data, data_name=f"natural crops, seed {draw}"))
+    failed = [report for report in reports if report.verdict.status != "passed"]
     return {
         "depth": depth,
         "seed": seed,
         "size": size,
         "plain": plain,
-        "status": report.verdict.status,
-        "sentence": report.verdict.sentence,
-        "runs": list(_runs(report)),
+        "checks": checks,
+        "passed": checks - len(failed),
+        "sentences": [report.verdict.sentence for report in failed],
+        "runs": [run for report in reports for run in _runs(report)],
         "export_seconds": round(exported, 1),
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -82,8 +87,8 @@ def _runs(report: ParityReport) -> Iterator[Row]:
 def show(rows: list[Row]) -> None:
     """Print failures, the worst figures by depth and precision, and the counts."""
     for row in rows:
-        if row["status"] != "passed":
-            print(f"  ResNet-{row['depth']}, seed {row['seed']}: {row['sentence']}")
+        for sentence in row["sentences"]:
+            print(f"  ResNet-{row['depth']}, seed {row['seed']}: {sentence}")
     depths = sorted({row["depth"] for row in rows})
     for depth in depths:
         worst: dict[str, tuple[float, float, float]] = {}
@@ -99,11 +104,10 @@ def show(rows: list[Row]) -> None:
                 f"  ResNet-{depth:<4}{precision:<5} worst relative error {error:.1e}, 1 - centred cosine "
                 f"{distance:.1e}, flips that are no near ties {100 * flips:.1f} %"
             )
-    made, passed = (
-        Counter(row["depth"] for row in rows if row["status"] == "passed" or every) for every in (True, False)
-    )
     for depth in depths:
-        print(f"  ResNet-{depth}: {passed[depth]} of {made[depth]} bundles passed")
+        mine = [row for row in rows if row["depth"] == depth]
+        passed, made = (sum(row[name] for row in mine) for name in ("passed", "checks"))
+        print(f"  ResNet-{depth}: {passed} of {made} checks of {len(mine)} bundles passed")
 
 
 def main() -> None:
@@ -112,21 +116,25 @@ def main() -> None:
     parser.add_argument("log", type=Path)
     parser.add_argument("--depths", nargs="*", type=int, default=DEPTHS)
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--checks", type=int, default=1)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--plain", action="store_true")
     asked = parser.parse_args()
     asked.log.touch()
     rows = [json.loads(line) for line in asked.log.read_text().splitlines()]
-    done = {(row["depth"], row["seed"], row["size"], row["plain"]) for row in rows}
+    done = {(row["depth"], row["seed"], row["size"], row["checks"], row["plain"]) for row in rows}
     for seed in range(asked.seeds):
         for depth in asked.depths:
-            if (depth, seed, asked.size, asked.plain) not in done:
-                row = measure(depth, seed, asked.size, asked.images, plain=asked.plain)
+            if (depth, seed, asked.size, asked.checks, asked.plain) not in done:
+                row = measure(depth, seed, asked.size, asked.images, asked.checks, plain=asked.plain)
                 with asked.log.open("a") as log:
                     log.write(json.dumps(row) + "\n")
                 rows.append(row)
-                print(f"ResNet-{depth}, seed {seed}: {row['status']} in {row['seconds']} s", flush=True)
+                print(
+                    f"ResNet-{depth}, seed {seed}: {row['passed']} of {row['checks']} passed in {row['seconds']} s",
+                    flush=True,
+                )
     heading(
         f"Clean bundles, untrained, {asked.size} pixels, golden images and {asked.images} natural crops each"
     )

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.dataset import open_dataset
 from resnet_export.calibration.sources import Classes, list_images
+from resnet_export.calibration.table import CalibrationTable, decode_table
 from resnet_export.exporter.report.clipping import RangeChoice
 from resnet_export.runtime.errors import BundleError, DatasetError, ImageError, SchemaError
 from resnet_export.runtime.golden import read_golden
@@ -31,9 +32,6 @@ from resnet_export.runtime.manifest import (
 from resnet_export.runtime.parity.compare import Flip, printable
 from resnet_export.runtime.parity.report import ParityReport, decode_report
 from resnet_export.runtime.preprocess import load
-
-if TYPE_CHECKING:
-    from resnet_export.calibration.table import CalibrationTable
 
 TABLE = "calibration.json"
 REPORT = "report.json"
@@ -52,8 +50,7 @@ class ImageKey(NamedTuple):
 class Material:
     """Everything on the page that is not in the report.
 
-    `choice` says which ranges of `table` the INT8 graphs have; `unreadable` says why there is no table although the
-    bundle has one.
+    `choice` says which ranges of `table` the INT8 graphs have.
     `crops` are uint8 [H, W, 3], RGB. `seed` is that of the draw from the data, None where no draw was made. What
     is missing is left empty, and the page says so in its place.
     """
@@ -63,7 +60,6 @@ class Material:
     provenance: Provenance | None = None
     table: CalibrationTable | None = None
     choice: RangeChoice | None = None
-    unreadable: str = ""
     crops: Mapping[ImageKey, NDArray[np.uint8]] = field(default_factory=dict)
     seed: int | None = None
 
@@ -90,14 +86,12 @@ def gather(
                 f"the report is about another {entry.artifact!r} than the bundle holds; check the bundle again"
             )
     keys = flipped(report)
-    table, unreadable = _table(bundle, manifest)
     return Material(
         labels=manifest.labels,
         artifacts=manifest.artifacts,
         provenance=manifest.provenance,
-        table=table,
+        table=_table(bundle, manifest),
         choice=_choice(bundle, manifest, report),
-        unreadable=unreadable,
         crops=_golden_crops(bundle, keys) | _data_crops(report, keys, data, manifest, seed),
         seed=seed if data is not None and report.asked.limit is not None else None,
     )
@@ -120,15 +114,9 @@ def _flips(report: ParityReport) -> Iterable[tuple[Literal["golden", "data"], Fl
                 yield check.images, flip
 
 
-def _table(bundle: str | os.PathLike[str], manifest: Manifest) -> tuple[CalibrationTable | None, str]:
+def _table(bundle: str | os.PathLike[str], manifest: Manifest) -> CalibrationTable | None:
     found = next((file for file in manifest.files if file.file == TABLE), None)
-    if found is None:
-        return None, ""
-    try:
-        from resnet_export.calibration.table import decode_table
-    except ImportError as error:  # a device that checks bundles has neither torch nor onnx
-        return None, f"{error.name} is not installed"
-    return decode_table(read_artifact(bundle, found)), ""
+    return None if found is None else decode_table(read_artifact(bundle, found))
 
 
 def _choice(bundle: str | os.PathLike[str], manifest: Manifest, report: ParityReport) -> RangeChoice | None:
