@@ -109,18 +109,6 @@ def test_a_table_alone_makes_both_graphs_and_says_what_was_not_tried(bundle: Pat
     assert "from a table alone" in result.output
 
 
-def test_layers_that_are_kept_are_listed_with_the_reason(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    keep = ("--keep-fp16", "conv1,layer4.1.conv2", "--engine", "none")
-    result = run(*EXPORT, "--int8", "--calib", photos, *keep, "--out", out)
-    assert result.exit_code == 0, result.output
-    kept = read_manifest(out).artifact("int8").kept
-    assert {layer.node: layer.precision for layer in kept} == {
-        "conv1": Precision.FP16,
-        "layer4.1.conv2": Precision.FP16,
-    }
-
-
 def test_a_table_of_another_graph_is_refused_and_both_hashes_are_named(bundle: Path, tmp_path: Path) -> None:
     table = bundle / "calibration.json"
     other = ("--seed", "1", "--engine", "none", "--out", tmp_path / "bundle")
@@ -202,14 +190,26 @@ def test_a_budget_that_could_not_be_held_is_refused(
     assert expected in result.stderr
 
 
-def test_a_budget_is_held_on_the_calibration_images_and_reported(photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    result = run(
-        *EXPORT, "--int8", "--calib", photos, "--max-drop", "100", "--calib-method", "mse",
-        "--engine", "none", "--out", out,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def chosen(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ResNet-18 with layers to keep, a method and a budget."""
+    out = tmp_path_factory.mktemp("chosen") / "bundle"
+    how = ("--calib-method", "mse", "--max-drop", "100", "--keep-fp16", "conv1,layer4.1.conv2")
+    result = run(*EXPORT, "--int8", "--calib", photos, *how, "--engine", "none", "--out", out)
     assert result.exit_code == 0, result.output
-    found = json.loads((out / "report.json").read_text())["int8"]
+    return out
+
+
+def test_layers_that_are_kept_are_listed_with_the_reason(chosen: Path) -> None:
+    kept = read_manifest(chosen).artifact("int8").kept
+    assert {layer.node: (layer.precision, layer.reason) for layer in kept} == {
+        "conv1": (Precision.FP16, "kept by request"),
+        "layer4.1.conv2": (Precision.FP16, "kept by request"),
+    }
+
+
+def test_a_budget_is_held_on_the_calibration_images_and_reported_layer_by_layer(chosen: Path) -> None:
+    found = json.loads((chosen / "report.json").read_text())["int8"]
     assert found["method"] == "mse"
     for verdict in found["verdicts"]:
         assert "disagreement ≤ 100" in verdict["limit"]

@@ -24,7 +24,7 @@ from tests.digits import CLASSES, SIZE
 
 GRAPHS = ("int8", "int8.cpu")
 BACKENDS = ("onnxruntime", "openvino")
-_BATCH = 50
+_BATCH = 20
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Lab:
         if not out.exists():
             model = ModelSpec(weights=str(self.save(network, name)), image_size=SIZE)
             spec = ExportSpec(
-                int8=True, calib=self.calib, engine="none", batch=BatchRange(min=1, opt=8, max=50)
+                int8=True, calib=self.calib, engine="none", batch=BatchRange(min=1, opt=8, max=20)
             )
             export(model, spec, out)
         return out
@@ -55,12 +55,12 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """The trained network and 256 of the images that it was trained on, with their labels."""
+    """The trained network and 128 of the images that it was trained on, with their labels."""
     folder = tmp_path_factory.mktemp("lab")
     network = build(trained.RESNET18, CLASSES)
     network.load_state_dict(torch.load(trained.checkpoint(checkpoints), weights_only=True))
     train = trained.splits()[0]
-    np.savez(folder / "calib.npz", images=train.images[-256:], labels=train.labels[-256:])
+    np.savez(folder / "calib.npz", images=train.images[-128:], labels=train.labels[-128:])
     return Lab(network, folder / "calib.npz", folder)
 
 
@@ -131,7 +131,7 @@ def test_outlier_channels_and_heavy_tails_cost_no_accuracy(
 def test_where_nothing_holds_the_exit_code_is_1_and_the_culprits_are_named(lab: Lab, tmp_path: Path) -> None:
     network = hostile.with_hidden_weights(lab.network, 1000, streams=True)
     given = ["--weights", lab.save(network, "hopeless"), "--image-size", SIZE, "--int8", "--calib", lab.calib]
-    options = [*given, "--engine", "none", "--batch", "1,8,50", "--out", tmp_path / "bundle"]
+    options = [*given, "--engine", "none", "--batch", "1,8,20", "--out", tmp_path / "bundle"]
     result = CliRunner().invoke(cli, list(map(str, options)))
     assert result.exit_code == 1, result.output
     artifact = read_manifest(tmp_path / "bundle").artifact("int8")
