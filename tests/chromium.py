@@ -83,11 +83,11 @@ def install() -> str:
         return f"npm or node is missing; {missing()}"
     with tempfile.TemporaryDirectory() as temporary:
         where = Path(temporary)
-        subprocess.run(
-            [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(where)],
-            check=True,
-            stdout=subprocess.DEVNULL,
+        fetched = subprocess.run(
+            [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(where)], stdout=subprocess.DEVNULL
         )
+        if fetched.returncode:
+            return f"npm could not fetch {PACKAGE}; {missing()}"
         (archive,) = where.glob("*.tgz")
         found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
         if found != SHA512:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -71,11 +72,12 @@ def checkpoint(folder: Path, architecture: Architecture = RESNET18, seed: int = 
     versions = [version(name) for name in ("torch", "scikit-learn", "pillow", "numpy")]
     key = hashlib.sha256(repr((code, versions, architecture, seed)).encode()).hexdigest()[:16]
     path = folder / f"{architecture.name}-{key}.pth"
-    if not path.exists():
-        network = digits.train_network(architecture, splits(seed)[0], seed)
-        unfinished = path.with_suffix(".part")
-        torch.save(network.state_dict(), unfinished)
-        unfinished.replace(path)
+    with FileLock(path.with_suffix(".lock")):  # tests run in several processes
+        if not path.exists():
+            network = digits.train_network(architecture, splits(seed)[0], seed)
+            unfinished = path.with_suffix(".part")
+            torch.save(network.state_dict(), unfinished)
+            unfinished.replace(path)
     return path
 
 
