@@ -72,7 +72,7 @@ def checkpoint(folder: Path, architecture: Architecture = RESNET18, seed: int = 
     versions = [version(name) for name in ("torch", "scikit-learn", "pillow", "numpy")]
     key = hashlib.sha256(repr((code, versions, architecture, seed)).encode()).hexdigest()[:16]
     path = folder / f"{architecture.name}-{key}.pth"
-    with FileLock(path.with_suffix(".lock")):  # tests run in several processes
+    with FileLock(path.with_suffix(".lock")):  # another run may be training it
         if not path.exists():
             network = digits.train_network(architecture, splits(seed)[0], seed)
             unfinished = path.with_suffix(".part")
