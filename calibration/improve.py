@@ -97,8 +97,14 @@ def calibrated(model: onnx.ModelProto, plan: QuantPlan, bench: Bench) -> Candida
     return Candidate(model, _table(model, None, bench), plan)
 
 
-def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Step]:
-    """Return the network with its channels equalized and calibrated anew, unless that does harm."""
+Judged = Mapping[Target, Judgement]
+
+
+def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Step, Judged | None]:
+    """Return the network with its channels equalized and calibrated anew, unless that does harm.
+
+    The last is how the returned candidate does with the bench's ranges, None where nothing was tried.
+    """
     method = bench.method
     seen = bench.fitted.sample(equalizing.IMAGES)
     stats = equalizing.observe_channels(
@@ -106,10 +112,11 @@ def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Step]:
     )
     model, done = equalizing.equalize(before.model, stats)
     if not done:
-        return before, _step("equalization", method, {}, {}, used=False, note="no layers can be equalized")
+        note = "no layers can be equalized"
+        return before, _step("equalization", method, {}, {}, used=False, note=note), None
     if (same := bench.judge(model).decibels) < _SAME_FUNCTION:
         note = f"the equalized float network is only within {same:.1f} dB of the network; it was not used"
-        return before, _step("equalization", method, {}, {}, used=False, note=note)
+        return before, _step("equalization", method, {}, {}, used=False, note=note), None
     table = _table(model, before.model, bench)
     factors = tuple(Factors.of(one.producers, one.consumers, one.factors) for one in done)
     table = msgspec.structs.replace(table, equalization=factors)
@@ -118,15 +125,16 @@ def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Step]:
     with_it = judged(after, bench.judge, "Trying equalization", bench.progress, method)
     used = mean_decibels(with_it) > mean_decibels(without) - _HARM
     note = "" if used else f"it cost more than {_HARM:g} dB and was not used"
-    return after if used else before, _step("equalization", method, without, with_it, used=used, note=note)
+    step = _step("equalization", method, without, with_it, used=used, note=note)
+    return (after, step, with_it) if used else (before, step, without)
 
 
 def rounded(
-    before: Candidate, bench: Bench, *, correct_bias: bool, round_weights: bool
+    before: Candidate, bench: Bench, without: Judged | None, *, correct_bias: bool, round_weights: bool
 ) -> tuple[Candidate, tuple[Step, ...], tuple[LayerFinding, ...]]:
     """Return the candidate with corrected biases and compensated rounding, what each gained, and the layers.
 
-    Either can be left out.
+    Either can be left out. `without` is how the candidate does before, None where that is not known yet.
     """
     method = bench.method
     sample = bench.fitted.sample(ROUNDING_IMAGES)
@@ -160,7 +168,8 @@ def rounded(
             )
         )
     best, steps = before, []
-    without = judged(before, bench.judge, "Trying nearest rounding", bench.progress, method)
+    if without is None:
+        without = judged(before, bench.judge, "Trying nearest rounding", bench.progress, method)
     trials: list[tuple[StepName, QuantPlan]] = []
     if correct_bias:
         trials.append(("bias correction", replace(before.plan, bias_corrections=nearest_corrections)))

@@ -28,6 +28,7 @@ from resnet_export.calibration.fingerprint import graph_hash
 from resnet_export.calibration.improve import (
     Bench,
     Candidate,
+    Judged,
     best_method,
     calibrated,
     equalized,
@@ -124,6 +125,7 @@ def plan_int8(
     steps: list[Step] = []
     layers: tuple[LayerFinding, ...] = ()
     trials: tuple[MethodTrial, ...] = ()
+    so_far: Judged | None = None
 
     bench = _hold_back(model, images, spec, threads, progress)
     if len(bench.judge) == len(images):
@@ -140,12 +142,12 @@ def plan_int8(
         )
     if spec.equalize and table is None:
         with clock("equalization"):
-            candidate, step = equalized(candidate, bench)
+            candidate, step, so_far = equalized(candidate, bench)
         steps.append(step)
     if spec.correct_bias or spec.round_weights:
         with clock("rounding"):
             candidate, found, layers = rounded(
-                candidate, bench, correct_bias=spec.correct_bias, round_weights=spec.round_weights
+                candidate, bench, so_far, correct_bias=spec.correct_bias, round_weights=spec.round_weights
             )
         steps.extend(found)
     if spec.method == "auto":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.exporter.source import sha256_of
 from resnet_export.exporter.spec import ModelSpec
-from resnet_export.runtime.errors import CheckpointError, DependencyError, RequestError
+from resnet_export.runtime.errors import DependencyError, RequestError
 from resnet_export.runtime.golden import EAGER, read_golden
 from resnet_export.runtime.manifest import Manifest, Precision, read_manifest
 from resnet_export.runtime.parity.metrics import Metrics
@@ -103,13 +103,7 @@ def _spec(manifest: Manifest, weights: str | os.PathLike[str] | None) -> ModelSp
             f"{info.sha256}; give that file with --weights"
         )
     path = Path(weights)
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(
-            f"the weights {path} cannot be read ({error.strerror}); check the path and its permissions"
-        ) from error
+    sha256 = sha256_of(path)
     if sha256 != info.sha256:
         raise RequestError(
             f"{path} has sha256 {sha256}, but the bundle was exported from {info.name} with sha256 {info.sha256}; "

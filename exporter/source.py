@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from resnet_export.exporter.spec import ModelSpec
 from resnet_export.exporter.zoo import ZOO, Architecture, PublishedWeights, architecture
 from resnet_export.runtime.errors import CheckpointError, RequestError
 
-__all__ = ["Source", "locate"]
+__all__ = ["Source", "locate", "sha256_of"]
 
 # torchvision's names, with or without the class that holds them: "ResNet50_Weights.IMAGENET1K_V2".
 _PUBLISHED = re.compile(
@@ -90,3 +91,14 @@ def _checked(path: Path) -> Path:
     if size == 0 and path.is_file():
         raise CheckpointError(f"the checkpoint {path} is empty (0 bytes); copy or save it again")
     return path
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a checkpoint as 64 hex digits. Raises CheckpointError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from resnet_export.exporter.download import fetch
 from resnet_export.exporter.key_report import Shapes, compare, describe_structure, infer
-from resnet_export.exporter.source import locate
+from resnet_export.exporter.source import locate, sha256_of
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.exporter.state_dict import read_state_dict
 from resnet_export.exporter.zoo import Architecture, PublishedWeights
@@ -83,13 +82,7 @@ def load_weights(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
 
 
 def _hash(path: Path, published: PublishedWeights | None) -> str:
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be read ({error.strerror}); check the path and its permissions"
-        ) from error
+    sha256 = sha256_of(path)
     if published is not None and not sha256.startswith(published.sha256_prefix):
         raise CheckpointError(
             f"{path} has sha256 {sha256[:8]}…, expected {published.sha256_prefix}…; delete it, and it will be "
