@@ -18,14 +18,13 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from resnet_export.exporter.resnet import ResNet, build
-from resnet_export.exporter.zoo import ZOO, Architecture
+from resnet_export.exporter.zoo import Architecture
 from resnet_export.runtime.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize
 
 SIZE = 40
 CLASSES = 10
 PREPROCESSING = Preprocessing(resize=SIZE, crop=SIZE)
-_EPOCHS = 4
 _BATCH = 32
 
 
@@ -69,12 +68,7 @@ def digits(held_out: int = 1024, seed: int = 0) -> tuple[Digits, Digits]:
     return train, Digits(np.stack(test_images)[:held_out], labels[:held_out])
 
 
-def train_resnet18(train: Digits, seed: int = 0, epochs: int = _EPOCHS) -> ResNet:
-    """Train ResNet-18 on the split and return it in eval mode; the same seed gives the same network."""
-    return train_network(ZOO["resnet18"], train, seed, epochs)
-
-
-def train_network(architecture: Architecture, train: Digits, seed: int = 0, epochs: int = _EPOCHS) -> ResNet:
+def train_network(architecture: Architecture, train: Digits, seed: int, epochs: int) -> ResNet:
     """Train a network of this architecture on the split; the same seed gives the same network, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

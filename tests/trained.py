@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,12 +45,25 @@ BOTTLENECK14 = Architecture(
 RESNET18 = ZOO["resnet18"]
 
 
+Splits = Callable[[int], tuple[Digits, Digits]]
+
+
 @functools.cache
 def splits(seed: int = 0) -> tuple[Digits, Digits]:
     """Return the training split and `TEST_IMAGES` held-out images, uint8 [N, SIZE, SIZE, 3], with their labels."""
-    train, test = digits.digits(TEST_IMAGES, seed)
-    rng = np.random.default_rng(seed)
-    return _overlaid(train, rng), _overlaid(test, rng)
+    return overlaid(digits.digits(TEST_IMAGES, seed), seed)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is to learn: `splits(seed)` returns the training split and the held-out one."""
+
+    title: str
+    splits: Splits
+    epochs: int
+
+
+DIGITS = Task("digits", splits, epochs=4)
 
 
 def sources(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -63,26 +78,34 @@ def sources(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     )
 
 
-def checkpoint(folder: Path, architecture: Architecture = RESNET18, seed: int = 0) -> Path:
+def checkpoint(
+    folder: Path, architecture: Architecture = RESNET18, seed: int = 0, task: Task = DIGITS
+) -> Path:
     """Return a file with the state dict of the trained network, trained now unless `folder` has it.
 
     Its name holds a hash of everything that training depends on.
     """
-    code = "".join(map(inspect.getsource, (resnet, digits, splits, _overlaid)))
+    code = "".join(map(inspect.getsource, (resnet, digits, task.splits, overlaid, _overlaid)))
     versions = [version(name) for name in ("torch", "scikit-learn", "pillow", "numpy")]
-    key = hashlib.sha256(repr((code, versions, architecture, seed)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((code, versions, architecture, seed, task.epochs)).encode()).hexdigest()[:16]
     path = folder / f"{architecture.name}-{key}.pth"
     with FileLock(path.with_suffix(".lock")):  # another run may be training it
         if not path.exists():
-            network = digits.train_network(architecture, splits(seed)[0], seed)
+            network = digits.train_network(architecture, task.splits(seed)[0], seed, task.epochs)
             unfinished = path.with_suffix(".part")
             torch.save(network.state_dict(), unfinished)
             unfinished.replace(path)
     return path
 
 
+def overlaid(parts: tuple[Digits, Digits], seed: int) -> tuple[Digits, Digits]:
+    """Colour the grey images of both splits: each in red, another in blue."""
+    rng = np.random.default_rng(seed)
+    train, test = parts
+    return _overlaid(train, rng), _overlaid(test, rng)
+
+
 def _overlaid(split: Digits, rng: np.random.Generator) -> Digits:
-    """Colour grey digits: each in red, another in blue."""
     red = split.images[..., 0].astype(np.float32)
     blue = _BLUE * red[rng.permutation(len(red))]
     images = np.stack([red, (red + blue) / 2, blue], axis=-1)

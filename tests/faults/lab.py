@@ -42,7 +42,7 @@ from resnet_export.runtime.manifest import (
     read_manifest,
 )
 from resnet_export.runtime.parity import Batch, ParityReport, run_parity
-from tests.trained import CALIBRATION_IMAGES, RESNET18, checkpoint, sources, splits
+from tests.trained import CALIBRATION_IMAGES, DIGITS, RESNET18, Task, checkpoint, sources
 
 BATCH = 50
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -69,36 +69,40 @@ class Lab:
     folder: Path
     checkpoints: Path
     count: int = 1000
-    architecture: Architecture = RESNET18
+    task: Task = DIGITS
     threads: int = 2
     _predictions: dict[str, Labels] = field(default_factory=dict)
 
     @cached_property
     def state(self) -> dict[str, NDArray[np.float32]]:
         """The trained parameters, by torchvision's names."""
-        file = checkpoint(self.checkpoints, self.architecture)
+        file = self.checkpoint()
         return {name: tensor.numpy() for name, tensor in torch.load(file, weights_only=True).items()}
+
+    def checkpoint(self, architecture: Architecture = RESNET18) -> Path:
+        """Return the checkpoint of a network that was trained on the lab's task."""
+        return checkpoint(self.checkpoints, architecture, task=self.task)
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
         """The held-out pictures as they lie in a data set."""
-        return sources(splits()[1].images[: self.count])
+        return sources(self.task.splits(0)[1].images[: self.count])
 
     @cached_property
     def labels(self) -> Labels:
         """Their classes."""
-        return splits()[1].labels[: self.count]
+        return self.task.splits(0)[1].labels[: self.count]
 
     @cached_property
     def clean(self) -> Path:
         """The bundle without a fault: fp32, fp16, and INT8 for both targets."""
         self.folder.mkdir(parents=True, exist_ok=True)
         calib, names = self.folder / "calibration.npz", self.folder / "labels.txt"
-        np.savez(calib, images=sources(splits()[0].images[:CALIBRATION_IMAGES]))
+        np.savez(calib, images=sources(self.task.splits(0)[0].images[:CALIBRATION_IMAGES]))
         names.write_text("\n".join(NAMES))
         model = ModelSpec(
             depth=18,
-            weights=str(checkpoint(self.checkpoints, self.architecture)),
+            weights=str(self.checkpoint()),
             num_classes=10,
             labels=names,
             image_size=40,
@@ -240,7 +244,7 @@ class Lab:
             return run_parity(
                 case.bundle,
                 data=self._data(case, count) if count else None,
-                data_name="held-out digits",
+                data_name=f"held-out {self.task.title}",
                 backends=["onnxruntime"],
                 threads=self.threads,
             )

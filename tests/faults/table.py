@@ -25,7 +25,7 @@ from resnet_export.runtime.golden import EAGER
 from tests.faults import edits
 from tests.faults.edits import Edit, attribute, bypass, matching, noise, together, values
 from tests.faults.lab import Case, Lab, Labels, logits
-from tests.trained import BOTTLENECK14, checkpoint
+from tests.trained import BOTTLENECK14
 
 Inject = Callable[[Lab, str], Case]
 
@@ -157,7 +157,7 @@ def in_bottleneck(name: str, stage: str, edit: Edit) -> Fault:
         import torch
 
         network = build(BOTTLENECK14, 10)
-        network.load_state_dict(torch.load(checkpoint(lab.checkpoints, BOTTLENECK14), weights_only=True))
+        network.load_state_dict(torch.load(lab.checkpoint(BOTTLENECK14), weights_only=True))
         probe = eager_probe(network.eval(), lab.golden_inputs())
         side = lab.manifest.preprocessing.crop
         clean = simplify(to_onnx(network, image_size=side, batch=lab.manifest.batch, probe=probe)).model
