@@ -29,7 +29,7 @@ run: $(VENV)/.run
 	$(BIN)/python examples/classify.py build/resnet50 $$($(BIN)/python examples/photographs.py)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(SOURCES)

@@ -89,7 +89,7 @@ def checkpoint(
     versions = [version(name) for name in ("torch", "scikit-learn", "pillow", "numpy")]
     key = hashlib.sha256(repr((code, versions, architecture, seed, task.epochs)).encode()).hexdigest()[:16]
     path = folder / f"{architecture.name}-{key}.pth"
-    with FileLock(path.with_suffix(".lock")):  # another run may be training it
+    with FileLock(path.with_suffix(".lock")):  # tests run in several processes
         if not path.exists():
             network = digits.train_network(architecture, task.splits(seed)[0], seed, task.epochs)
             unfinished = path.with_suffix(".part")

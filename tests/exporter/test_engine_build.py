@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -109,7 +108,7 @@ def test_nothing_is_built_where_nothing_is_asked_for(bundle: Path) -> None:
     assert (bundle / MANIFEST_NAME).read_bytes() == before
 
 
-def test_ctrl_c_leaves_the_bundle_as_it_was(bundle: Path) -> None:
+def test_ctrl_c_leaves_the_bundle_as_it_was(bundle: Path, ctrl_c: Callable[[], None]) -> None:
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     begun = 0
 
@@ -117,7 +116,7 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(bundle: Path) -> None:
         nonlocal begun
         begun += 1
         if begun == 2:  # the first engine is done
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
         yield from items
 
     with pytest.raises(KeyboardInterrupt):
