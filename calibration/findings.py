@@ -95,7 +95,10 @@ class Verdict(Struct, frozen=True):
 
 
 class Findings(Struct, frozen=True):
-    """The whole of what the search saw: the same for the same network and images. `notices` are for the user."""
+    """The whole of what the search saw: the same for the same network and images. `notices` are for the user.
+
+    `held_back` of the `images` were kept for comparing trial graphs; 0 when there were too few, and all served both.
+    """
 
     images: int
     held_back: int

@@ -195,7 +195,7 @@ def plan_int8(
         outcomes.append(outcome)
     findings = Findings(
         images=len(images),
-        held_back=len(bench.judge),
+        held_back=len(bench.judge) if len(bench.judge) < len(images) else 0,
         steps=tuple(steps),
         methods=trials,
         method=candidate.plan.method,

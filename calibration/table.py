@@ -218,8 +218,9 @@ def require_graph(table: CalibrationTable, *, graph: str, observed: str | None =
     ):
         if expected is not None and found != expected:
             raise RequestError(
-                f"the calibration table is of the {what} {found}, this network's is {expected}; "
-                "calibrate this network, or give the table that was made for it"
+                f"the calibration table is of the {what} {found}, this network's is {expected} (another network, "
+                "image size or kind of input has another graph); calibrate this one, or give the table that was made "
+                "for it"
             )
 
 

@@ -8,11 +8,12 @@ import torch
 
 from resnet_export.exporter.labels import default_labels, read_labels
 from resnet_export.exporter.photos import photographs
+from resnet_export.exporter.preprocessing import assumed, choose_preprocessing
 from resnet_export.exporter.resnet import ResNet, build, initialize
 from resnet_export.exporter.source import locate
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.exporter.weights import Checkpoint, load_weights
-from resnet_export.exporter.zoo import Architecture, PublishedWeights
+from resnet_export.exporter.zoo import Architecture
 from resnet_export.runtime.manifest import ModelInfo, Preprocessing, WeightsInfo
 from resnet_export.runtime.preprocess import normalize
 from resnet_export.runtime.progress import Progress, silent
@@ -28,7 +29,7 @@ _STATISTICS_SIZE = 160
 class Network:
     """The eager network in eval mode, float32, and what a bundle says about it.
 
-    `preprocessing` is the one for the image size that was asked for; `labels` has one name for each class;
+    `preprocessing` ends in floats, normalized before the graph; `labels` has one name for each class;
     `notices` are sentences that the user has to see.
     """
 
@@ -49,12 +50,15 @@ def build_network(spec: ModelSpec, progress: Progress = silent) -> Network:
     source = locate(spec)
     if spec.labels is not None:
         read_labels(spec.labels, spec.num_classes)
+    preprocessing = choose_preprocessing(spec, source.published)
     if source.architecture is not None and source.file is None and source.published is None:
-        return _untrained(spec, source.architecture, progress)
-    return _trained(spec, load_weights(spec, progress))
+        return _untrained(spec, source.architecture, preprocessing, progress)
+    return _trained(spec, load_weights(spec, progress), preprocessing)
 
 
-def _untrained(spec: ModelSpec, architecture: Architecture, progress: Progress) -> Network:
+def _untrained(
+    spec: ModelSpec, architecture: Architecture, preprocessing: Preprocessing, progress: Progress
+) -> Network:
     num_classes = 1000 if spec.num_classes is None else spec.num_classes
     labels = default_labels(num_classes) if spec.labels is None else read_labels(spec.labels, num_classes)
     images = normalize(photographs(min(spec.image_size, _STATISTICS_SIZE)), Preprocessing())
@@ -65,13 +69,13 @@ def _untrained(spec: ModelSpec, architecture: Architecture, progress: Progress) 
         module=module,
         architecture=architecture,
         info=_describe(module, architecture, num_classes, weights),
-        preprocessing=_preprocessing(spec.image_size, None),
+        preprocessing=preprocessing,
         labels=labels,
         notices=(notice,),
     )
 
 
-def _trained(spec: ModelSpec, checkpoint: Checkpoint) -> Network:
+def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessing) -> Network:
     architecture, num_classes = checkpoint.architecture, checkpoint.num_classes
     notices = checkpoint.notices
     if spec.labels is not None:
@@ -80,13 +84,15 @@ def _trained(spec: ModelSpec, checkpoint: Checkpoint) -> Network:
         labels = default_labels(num_classes)
         if num_classes == 1000 and checkpoint.published is None:
             notices += ("no labels were given: ImageNet's are used, because the network has 1000 classes",)
+    if checkpoint.published is None:
+        notices += assumed(spec, preprocessing)
     module = build(architecture, num_classes)
     module.load_state_dict(checkpoint.state_dict, strict=True)
     return Network(
         module=module,
         architecture=architecture,
         info=_describe(module, architecture, num_classes, checkpoint.info),
-        preprocessing=_preprocessing(spec.image_size, checkpoint.published),
+        preprocessing=preprocessing,
         labels=labels,
         notices=notices,
     )
@@ -102,9 +108,3 @@ def _describe(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         weights=weights,
     )
-
-
-def _preprocessing(image_size: int, published: PublishedWeights | None) -> Preprocessing:
-    """Keep the ratio of resize to crop that the weights were evaluated with: 256 to 224 unless they say another."""
-    resize, crop = (256, 224) if published is None else (published.resize, published.crop)
-    return Preprocessing(resize=round(image_size * resize / crop), crop=image_size)

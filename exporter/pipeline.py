@@ -25,6 +25,7 @@ from resnet_export.exporter.flavours import EnginePlan, plan_engines
 from resnet_export.exporter.graph import check_against, serialize, simplify, to_onnx
 from resnet_export.exporter.images import Images, choose_images
 from resnet_export.exporter.int8 import TABLE, find_plan, to_int8
+from resnet_export.exporter.label_check import label_notice
 from resnet_export.exporter.layerwise import with_layers
 from resnet_export.exporter.network import Network, build_network
 from resnet_export.exporter.precision import to_fp16
@@ -169,7 +170,7 @@ def ship(
         files[draft.name] = serialize(graph.model)
         written[draft.name] = stage.write(draft.file, files[draft.name])
     golden = write_golden(stage, subject.images, eager, drafts, record_sample(network.preprocessing))
-    notices = (*network.notices, *drafts[0].graph.notices)
+    notices = (*network.notices, *drafts[0].graph.notices, *_said_of_labels(subject, drafts[0]))
     artifacts = [(draft, written[draft.name]) for draft in drafts]
     manifest = describe(network, spec, preprocessing, artifacts, golden, notices)
     sources = [(artifact, files[artifact.name]) for artifact in engine_sources(manifest)]
@@ -193,6 +194,14 @@ def ship(
     if page.installed():
         stage.write("report.html", page.render(report, page.gather(stage.draft(manifest), report)))
     return stage.commit(with_verdicts(manifest, report))
+
+
+def _said_of_labels(subject: Subject, fp32: Draft) -> tuple[str, ...]:
+    images, network = subject.images.dataset, subject.network
+    if images is None or network.info.weights.source == "untrained":
+        return ()
+    said = label_notice(fp32.graph.model, images, subject.preprocessing, network.labels)
+    return () if said is None else (said,)
 
 
 def write_golden(

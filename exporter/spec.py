@@ -9,6 +9,8 @@ from typing import Literal
 from resnet_export.runtime.manifest import BatchRange
 
 InputKind = Literal["float32", "uint8"]
+Interpolation = Literal["bilinear", "bicubic"]
+Triple = tuple[float, float, float]
 CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 EngineChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
 
@@ -21,6 +23,10 @@ class ModelSpec:
     be inferred). `weights` is a checkpoint file, "imagenet", or a torchvision weight name; None means a seeded
     untrained network. `num_classes` and `labels` (a text file, one label a line) default to what the
     checkpoint and ImageNet say.
+
+    An image becomes input by resizing its shorter side to `resize` pixels with the filter `interpolation`, cutting
+    the central square of `image_size` pixels, and (value / 255 - mean) / std per channel, in RGB. What is None is what
+    published weights were evaluated with; for any other network it is what ImageNet's usually are.
     """
 
     depth: int | None = None
@@ -29,6 +35,10 @@ class ModelSpec:
     num_classes: int | None = None
     labels: Path | None = None
     image_size: int = 224
+    resize: int | None = None
+    interpolation: Interpolation | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
     seed: int = 0
 
 

@@ -79,6 +79,15 @@ class Preprocessing(Struct, frozen=True):
     std: Triple = (0.229, 0.224, 0.225)
     in_graph: bool = False
 
+    @property
+    def words(self) -> str:
+        """The steps in words: "shorter side to 256 (bilinear), central 224 × 224, mean 0.485,0.456,0.406, std …"."""
+        mean, std = (",".join(f"{value:g}" for value in triple) for triple in (self.mean, self.std))
+        return (
+            f"shorter side to {self.resize} ({self.interpolation}), central {self.crop} × {self.crop}, "
+            f"mean {mean}, std {std}"
+        )
+
 
 class WeightsInfo(Struct, frozen=True):
     """Where the parameters came from.

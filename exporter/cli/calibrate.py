@@ -54,7 +54,7 @@ def command(
     """Measure the ranges of every tensor of an fp32 graph and write them as a table.
 
     The graph is that of a BUNDLE or an ONNX file that resnet-export wrote. The table does not depend on the
-    target, and fits any export of the same network.
+    target, and fits any export of the same network with the same kind of input.
     """  # fmt: skip
     check_writable(out)
     graph = read_source(source)

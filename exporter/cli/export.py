@@ -29,6 +29,10 @@ def run(
     num_classes: int | None,
     labels: Path | None,
     image_size: int,
+    resize: int | None,
+    interpolation: Any,
+    mean: Any,
+    std: Any,
     batch: BatchRange,
     fp16: bool,
     int8: bool,
@@ -59,6 +63,10 @@ def run(
         num_classes=num_classes,
         labels=labels,
         image_size=image_size,
+        resize=resize,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
         seed=seed,
     )
     spec = ExportSpec(
@@ -118,6 +126,7 @@ def _print_plan(subject: Subject, spec: ExportSpec, *, as_json: bool) -> None:
         "engines": [
             f"{build.flavour} for {' '.join(map(sm, build.targets))}" for build in subject.engines.builds
         ],
+        "preprocessing": network.preprocessing.words,
         "images": f"{len(subject.images.golden)} golden, {subject.images.source}",
         "megabytes": round(subject.bytes_needed / 1e6, 1),
     }
@@ -125,7 +134,7 @@ def _print_plan(subject: Subject, spec: ExportSpec, *, as_json: bool) -> None:
         click.echo(json.dumps(plan, indent=2))
         return
     for key, value in plan.items():
-        click.echo(f"{key:<13} {', '.join(value) or 'none' if isinstance(value, list) else value}")
+        click.echo(f"{key:<14} {', '.join(value) or 'none' if isinstance(value, list) else value}")
     click.echo("Nothing was written, because of --dry-run.")
 
 

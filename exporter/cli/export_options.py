@@ -48,6 +48,23 @@ class CommaList(click.ParamType[tuple[str, ...]]):
         return names
 
 
+class ChannelTriple(click.ParamType[tuple[float, float, float]]):
+    """`R,G,B`, three fractions of 255."""
+
+    name = "R,G,B"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            red, green, blue = map(float, str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not R,G,B as fractions of 255, such as 0.5,0.5,0.5", param, ctx)
+        return red, green, blue
+
+
 def _layers(_: click.Context, __: click.Parameter, value: str) -> str | tuple[str, ...]:
     return value if value in ("auto", "none") else tuple(name.strip() for name in value.split(","))
 
@@ -77,6 +94,27 @@ OPTIONS = [
         default=224,
         show_default=True,
         help="Side of the input, pixels.",
+    ),
+    click.option(
+        "--resize",
+        type=click.IntRange(min=1),
+        metavar="PX",
+        help="What an image's shorter side is resized to before the crop.  [default: 256 to a crop of 224, in that "
+        "ratio, or what published weights were evaluated with]",
+    ),
+    click.option(
+        "--interpolation",
+        type=click.Choice(["bilinear", "bicubic"]),
+        help="Filter of the resizing.  [default: bilinear]",
+    ),
+    click.option(
+        "--mean", type=ChannelTriple(), metavar="R,G,B", help="Mean of the channels.  [default: ImageNet's]"
+    ),
+    click.option(
+        "--std",
+        type=ChannelTriple(),
+        metavar="R,G,B",
+        help="Standard deviation of the channels.  [default: ImageNet's]",
     ),
     click.option(
         "--batch",

@@ -53,6 +53,8 @@ def _lines(bundle: Path, manifest: Manifest, host: HostFacts, resolution: Resolu
     yield f"{bundle}: {model.arch}, {model.num_classes} classes, {model.parameters:,} parameters ({origin})"
     spec = manifest.input
     yield f"input   {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}] {spec.layout}"
+    where = "normalized in the graph" if manifest.preprocessing.in_graph else "normalized before the graph"
+    yield f"images  {manifest.preprocessing.words}, {where}"
     batch = manifest.batch
     yield f"batch   {batch.min} to {batch.max}, best at {batch.opt}"
     version = made.versions.get("resnet-export", "an unknown version")

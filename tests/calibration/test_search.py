@@ -217,8 +217,9 @@ def test_a_budget_is_held_to_on_all_images_and_the_path_to_it_is_told() -> None:
 
 def test_few_images_are_used_for_both_and_that_is_said() -> None:
     found = plan_int8(residual_net(), feed(4)).findings
-    assert found.held_back == 4
+    assert (found.images, found.held_back) == (4, 0)
     assert any("too few to hold any back" in notice for notice in found.notices)
+    assert not any("held-back" in sentence for sentence in sentences(found))
 
 
 def test_a_layer_to_keep_that_is_not_there_is_refused_with_those_that_are() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_a_checkpoint_is_in_the_network_and_in_its_description(tmp_path: Path) -
     assert network.info.weights.seed is None
     assert network.info.parameters == ZOO["resnet18"].parameters - 996 * 513
     assert network.labels == ("a", "b", "c", "d")
-    (notice,) = network.notices
+    notice, _ = network.notices
     assert "'model_ema'" in notice
 
 
@@ -50,8 +52,8 @@ def test_imagenets_names_on_a_users_checkpoint_are_a_guess_and_said_so(tmp_path:
     torch.save(build(ZOO["resnet18"]).state_dict(), tmp_path / "mine.pth")
     network = build_network(ModelSpec(weights=str(tmp_path / "mine.pth")))
     assert network.labels == imagenet_labels()
-    (notice,) = network.notices
-    assert "ImageNet" in notice
+    notice, _ = network.notices
+    assert "ImageNet's are used" in notice
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,49 @@ def test_labels_are_counted_against_the_checkpoint(tmp_path: Path) -> None:
     torch.save(build(ZOO["resnet18"], 4).state_dict(), tmp_path / "mine.pth")
     with pytest.raises(RequestError, match=r"2 labels.*4 classes"):
         build_network(ModelSpec(weights=str(tmp_path / "mine.pth"), labels=tmp_path / "labels.txt"))
+
+
+def test_a_checkpoints_preprocessing_is_what_the_request_says(tmp_path: Path) -> None:
+    torch.save(build(ZOO["resnet18"], 2).state_dict(), tmp_path / "mine.pth")
+    asked = ModelSpec(
+        weights=str(tmp_path / "mine.pth"),
+        image_size=64,
+        resize=64,
+        interpolation="bicubic",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+    network = build_network(asked)
+    assert network.preprocessing == Preprocessing(
+        resize=64, crop=64, interpolation="bicubic", mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+    assert network.notices == ()
+
+
+def test_preprocessing_that_nobody_named_is_said_to_be_assumed(tmp_path: Path) -> None:
+    torch.save(build(ZOO["resnet18"], 2).state_dict(), tmp_path / "mine.pth")
+    (notice,) = build_network(ModelSpec(weights=str(tmp_path / "mine.pth"), image_size=64)).notices
+    assert "ImageNet's preprocessing is assumed: shorter side to 73 (bilinear), central 64 × 64" in notice
+    assert "--resize" in notice
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"resize": 48}, "resized to 48 pixels and cropped to 64"),
+        (
+            {"mean": (123.7, 116.3, 103.5)},
+            "the mean is 123.7,116.3,103.5, expected three numbers from 0 to 1",
+        ),
+        ({"std": (0.2, 0.0, 0.2)}, "expected three numbers above 0"),
+        ({"std": (float("nan"), 0.2, 0.2)}, "expected three numbers above 0"),
+        ({"mean": (0.5, 0.5)}, "the mean is 0.5,0.5, expected three"),
+    ],
+    ids=["a crop larger than the picture", "a mean in bytes", "no deviation", "not a number", "two channels"],
+)
+def test_preprocessing_that_cannot_be_is_refused_before_any_weights_are_read(
+    asked: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(RequestError, match=re.escape(expected)):
+        build_network(ModelSpec(weights=str(tmp_path / "broken.pth"), image_size=64, **asked))
