@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -20,10 +21,14 @@ from resnet_export.runtime.parity.metrics import Figures, Metrics
 from resnet_export.runtime.parity.report import bound, describe
 from resnet_export.runtime.parity.tolerances import near_tie_width, tolerance_for
 
+_ROOM = 0.8
+"""The share of parity's limit on the error that the search may use up. The same graph is up to a quarter worse on other
+images and another backend than it was seen to be, and a bundle must not fail for that."""
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What an INT8 graph may lose: what every parity check allows it, and the user's own budget.
+    """What an INT8 graph may lose: what every parity check allows it, less some room, and the user's own budget.
 
     `untrained` takes the limits for networks with random weights, of this `depth`. `max_drop` is in percentage points
     of top-1 accuracy, or of agreement where there are no labels; None sets no budget.
@@ -34,9 +39,20 @@ class Limits:
     max_drop: float | None = None
 
     @property
-    def tolerance(self) -> Tolerance:
+    def parity(self) -> Tolerance:
         """The limits that parity has for INT8."""
         return tolerance_for(Precision.INT8, untrained=self.untrained, depth=self.depth)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The limits that the search keeps to. The distance in cosine grows with the square of the error."""
+        given = self.parity
+        error, cosine = given.relative_error, given.centred_cosine
+        return msgspec.structs.replace(
+            given,
+            relative_error=None if error is None else _ROOM * error,
+            centred_cosine=None if cosine is None else 1 - _ROOM**2 * (1 - cosine),
+        )
 
     def criteria(self, figures: Figures, accuracy_drop: float | None) -> tuple[Criterion, ...]:
         """Hold a graph's figures to the limits. `accuracy_drop` is in percentage points, None without labels."""
@@ -119,7 +135,7 @@ class Judge:
             )
         known = [label for label in labels if label is not None]
         self.labels = np.concatenate(known) if known and len(known) == len(labels) else None
-        self._near_tie = near_tie_width(self.limits.tolerance, self.logits)
+        self._near_tie = near_tie_width(self.limits.parity, self.logits)
 
     def __len__(self) -> int:
         return len(self.logits)

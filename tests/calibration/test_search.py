@@ -24,6 +24,8 @@ from resnet_export.calibration.summary import sentences
 from resnet_export.calibration.table import decode_table, encode_table
 from resnet_export.calibration.trial import Judge, Limits
 from resnet_export.runtime.errors import DatasetError, ExportError, RequestError
+from resnet_export.runtime.manifest import Precision
+from resnet_export.runtime.parity.tolerances import tolerance_for
 from tests.calibration.test_equalize import apart
 from tests.residual_net import images, residual_net, with_weight
 
@@ -213,6 +215,21 @@ def test_a_budget_is_held_to_on_all_images_and_the_path_to_it_is_told() -> None:
         assert verdict.shippable == (verdict.judged.accuracy_drop <= 0)
         assert "accuracy drop ≤ 0" in verdict.limit
     assert any("160 images cannot tell less than" in notice for notice in found.findings.notices)
+
+
+@pytest.mark.parametrize("limits", [Limits(), *(Limits(untrained=True, depth=d) for d in (18, 50, 152))])
+def test_the_search_leaves_a_fifth_of_the_error_that_parity_allows(limits: Limits) -> None:
+    kept, allowed = limits.tolerance, limits.parity
+    assert allowed == tolerance_for(Precision.INT8, untrained=limits.untrained, depth=limits.depth)
+    assert None not in (
+        kept.relative_error,
+        kept.centred_cosine,
+        allowed.relative_error,
+        allowed.centred_cosine,
+    )
+    assert kept.relative_error == pytest.approx(0.8 * allowed.relative_error)
+    assert 1 - kept.centred_cosine == pytest.approx(0.8**2 * (1 - allowed.centred_cosine))
+    assert kept.top1_agreement == allowed.top1_agreement
 
 
 def test_few_images_are_used_for_both_and_that_is_said() -> None:
