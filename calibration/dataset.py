@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +46,7 @@ with content (one camera, one class), what remains is no longer a fair sample.
 
 
 class DatasetWarning(UserWarning):
-    """Some images of a data set were skipped because they cannot be read."""
+    """A data set is used, but not all of it, or not as its owner may think: the message says what and why."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Dataset:
         preprocessing: what turns an image into a crop.
         names: of the selected images, for messages.
         labels: int64 [N], their classes, or None.
+        notes: what was taken otherwise than its owner may think; `open_dataset` says it in warnings.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Dataset:
         self.preprocessing = preprocessing
         self.names = tuple(listing.names[index] for index in selected)
         self.labels = None if listing.labels is None else listing.labels[list(selected)]
+        self.notes = listing.notes
         self._listing = listing
         self._selected = tuple(selected)
         self._seed = seed
@@ -183,8 +187,8 @@ class Dataset:
             )
             if failures:
                 warnings.warn(
-                    f"{len(failures)} of {len(self)} images of {str(self.source)!r} cannot be read and were "
-                    f"skipped; the first: {failures[0]}",
+                    f"{len(failures)} of {len(self)} images of {str(self.source)!r} cannot be read and "
+                    f"{'was' if len(failures) == 1 else 'were'} skipped; the first: {failures[0]}",
                     DatasetWarning,
                     stacklevel=2,
                 )
@@ -241,6 +245,8 @@ def open_dataset(
         num_classes: the network's number of classes, by default that of `labels`; without either, only
             negative labels are refused.
 
+    What the source leaves open and was settled here is said in a DatasetWarning.
+
     Raises:
         DatasetError: the source is missing, empty, of an unknown form or damaged, or its labels do not fit.
     """
@@ -250,6 +256,8 @@ def open_dataset(
     path = Path(source)
     count = num_classes if num_classes is not None else len(labels) or None
     listing = list_images(path, Classes(tuple(labels), count))
+    for note in listing.notes:
+        warnings.warn(note, DatasetWarning, stacklevel=2)
     total = len(listing.names)
     selected = range(total) if limit is None else _sample(listing.names, listing.labels, limit, seed)
     return Dataset(path, listing, selected, preprocessing, seed, workers)
@@ -288,9 +296,19 @@ def _crop(
     if isinstance(image, np.ndarray) and image.shape == (side, side, 3):
         return image
     try:
-        return preprocess.load(image, preprocessing, name=name if isinstance(image, np.ndarray) else None)
+        if isinstance(image, Path):
+            _require_regular(image)
+            return preprocess.load(image, preprocessing)
+        return preprocess.load(image, preprocessing, name=name)
     except ImageError as error:
         return error
+
+
+def _require_regular(path: Path) -> None:
+    """Raise ImageError for a pipe, which blocks whoever opens it, and for anything else that is no file."""
+    with suppress(OSError, ValueError):  # What cannot be looked up cannot be read, which `load` says.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{str(path)!r} is not a regular file; give an image file")
 
 
 def _sample(names: Sequence[str], labels: NDArray[np.int64] | None, limit: int, seed: int) -> list[int]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Literal, NoReturn, TypeAlias
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from resnet_export.runtime.errors import DatasetError
 
-__all__ = ["EXTENSIONS", "Classes", "Kind", "Listing", "list_images"]
+__all__ = ["EXTENSIONS", "Classes", "Kind", "Listing", "files_of", "list_images"]
 
 Kind: TypeAlias = Literal["folder", "list", "npz"]
 
@@ -49,6 +50,13 @@ EXTENSIONS = frozenset(
 )
 """The names' endings, in lower case, by which files of a folder count as images."""
 
+# What labels are called elsewhere, in lower case. Passed over, they would leave a labelled archive without labels.
+_OTHER_NAMES_OF_LABELS = frozenset(
+    {"class", "classes", "gt", "ground_truth", "label", "labels", "target", "targets", "y", "y_true"}
+)
+_MAX_DIGITS = 18  # int64 holds them all
+_NAMED = 3
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -72,28 +80,33 @@ class Listing:
     """Everything in a source, before any of it is decoded.
 
     `names` are for messages; `labels` is int64 [N] or None; `read` yields the images at ascending indices,
-    each as a path or as uint8 [H, W, 3].
+    each as a path or as uint8 [H, W, 3]. `notes` say what was taken otherwise than its owner may think.
     """
 
     kind: Kind
     names: tuple[str, ...]
     labels: NDArray[np.int64] | None
     read: Callable[[Sequence[int]], Iterator[Path | NDArray[np.uint8]]]
+    notes: tuple[str, ...] = ()
 
 
 def list_images(source: Path, classes: Classes) -> Listing:
     """List a folder of images, a list file (.txt) or an archive (.npz). Raises DatasetError.
 
-    Folder: either images only, without labels, or one subfolder a class, searched to any depth. The names of
-    the subfolders are the network's labels; or else class indices; or else, in sorted order, the classes from
-    0 (as in torchvision's ImageFolder), and then there must be as many as the network has. Hidden files, and
-    files whose names do not end like an image's, are passed over.
+    Folder: either images only, without labels, or one subfolder a class, searched to any depth. Each subfolder
+    is called by one of the network's labels or by a class index; where none is called by a label, and not all
+    by an index, they are, in sorted order, the classes from 0 (as in torchvision's ImageFolder), there must be
+    as many as the network has, and a note says so. Hidden files, and files whose names do not end like an
+    image's, are passed over.
 
     List file: a path a line, relative to the list's own folder, on every line or on none followed by a label:
-    after a space a class index, after a tab a class index or one of the network's labels. This is the form of
-    MLPerf's calibration lists and of its `val_map.txt`.
+    after a space a word of digits, after a tab any word. It is one of the network's labels, or else a class
+    index. This is the form of MLPerf's calibration lists and of its `val_map.txt`.
 
-    Archive: `images` uint8 [N, H, W, 3], RGB, and if wanted `labels`, integers [N].
+    A word of digits that is one of the network's labels means that label, whatever class has that index.
+
+    Archive: `images` uint8 [N, H, W, 3], RGB, and if wanted `labels`, integers [N]. Other arrays are not read,
+    which a note says; one that seems to hold the labels under another name is refused.
     """
     try:
         if source.is_dir():
@@ -101,6 +114,10 @@ def list_images(source: Path, classes: Classes) -> Listing:
         elif not source.exists():
             raise DatasetError(
                 f"{str(source)!r} does not exist; give a folder of images, a .txt list or an .npz file"
+            )
+        elif not source.is_file():  # a pipe blocks whoever opens it, a device may never end
+            raise DatasetError(
+                f"{str(source)!r} is not a regular file; give a folder of images, a .txt list or an .npz file"
             )
         elif source.suffix.lower() == ".npz":
             listing = _list_archive(source)
@@ -123,11 +140,39 @@ def _check_labels(source: Path, names: tuple[str, ...], labels: NDArray[np.int64
     wrong = labels < 0 if count is None else (labels < 0) | (labels >= count)
     if wrong.any():
         first = int(wrong.argmax())
-        expected = "at least 0" if count is None else f"0 to {count - 1}"
         raise DatasetError(
-            f"{str(source)!r} gives {names[first]!r} the label {labels[first]}, expected {expected}; "
+            f"{str(source)!r} gives {names[first]!r} the label {labels[first]}, expected {_expected(count)}; "
             "correct it, or use the network's own number of classes"
         )
+
+
+def _expected(count: int | None) -> str:
+    return "at least 0" if count is None else f"0 to {count - 1}"
+
+
+def _to_index(word: str, where: str, classes: Classes) -> int:
+    """Return the class index that `word`, of digits, says. One that no int64 holds is refused already here."""
+    digits = word.removeprefix("-").lstrip("0")
+    if len(digits) > _MAX_DIGITS:
+        shown = word if len(word) <= 2 * _MAX_DIGITS else f"{word[:_MAX_DIGITS]}…"
+        raise DatasetError(
+            f"{where} has the class index {shown}, expected {_expected(classes.count)}; correct it"
+        )
+    return int(digits or "0") * (-1 if word.startswith("-") else 1)
+
+
+def files_of(source: Path) -> Iterator[Path]:
+    """Yield the files that a folder holds or a list file names, whether they are there or not.
+
+    Nothing for another source, and for one that cannot be read, about which `list_images` complains.
+    """
+    if source.is_dir():
+        for parent, _, files in os.walk(source):
+            yield from (Path(parent, name) for name in files)
+    elif source.is_file() and source.suffix.lower() == ".txt":
+        with suppress(OSError, UnicodeDecodeError):
+            lines = source.read_text(encoding="utf-8-sig").splitlines()
+            yield from (source.parent / _split_line(line)[0] for line in lines if line.strip())
 
 
 def _read_paths(paths: Sequence[Path], indices: Sequence[int]) -> Iterator[Path]:
@@ -149,14 +194,15 @@ def _list_folder(source: Path, classes: Classes) -> Listing:
         )
     if not loose and not in_folders:
         raise DatasetError(f"{str(source)!r} has no images; give a folder with files such as .jpg or .png")
+    notes: tuple[str, ...] = ()
     if loose:
         paths, labels = loose, None
     else:
-        index_of = _classes_of_folders(source, sorted(nested), classes)
+        index_of, notes = _classes_of_folders(source, sorted(nested), classes)
         pairs = [(path, index_of[name]) for name in sorted(nested) for path in nested[name]]
         paths, labels = [path for path, _ in pairs], np.array([label for _, label in pairs], np.int64)
     names = tuple(path.relative_to(source).as_posix() for path in paths)
-    return Listing("folder", names, labels, lambda indices: _read_paths(paths, indices))
+    return Listing("folder", names, labels, lambda indices: _read_paths(paths, indices), notes)
 
 
 def _is_image(name: str) -> bool:
@@ -174,17 +220,18 @@ def _walk(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _classes_of_folders(source: Path, names: list[str], classes: Classes) -> dict[str, int]:
+def _classes_of_folders(
+    source: Path, names: list[str], classes: Classes
+) -> tuple[dict[str, int], tuple[str, ...]]:
     by_label = {name: index for name in names if (index := classes.index(name)) is not None}
-    if len(by_label) == len(names):
-        return by_label
-    if all(name.isdecimal() for name in names):
-        by_index = {name: int(name) for name in names}
-        if len(set(by_index.values())) < len(names):
+    others = [name for name in names if name not in by_label]
+    if all(name.isdecimal() for name in others):
+        found = by_label | {name: _to_index(name, f"a folder of {str(source)!r}", classes) for name in others}
+        if len(set(found.values())) < len(names):
             raise DatasetError(f"{str(source)!r} has two folders for one class index; merge them")
-        return by_index
+        return found, ()
     if by_label:
-        stranger = next(name for name in names if name not in by_label)
+        stranger = next(name for name in others if not name.isdecimal())
         raise DatasetError(
             f"{str(source)!r} has a folder {stranger!r}, which is none of the network's labels, though "
             "others are; rename it to its label"
@@ -195,7 +242,13 @@ def _classes_of_folders(source: Path, names: list[str], classes: Classes) -> dic
             f"names such as {names[0]!r} are neither its labels nor class indices; name each folder after "
             "its label or class index, or put the images into one folder without labels"
         )
-    return {name: index for index, name in enumerate(names)}
+    first = ", ".join(f"{name!r} = {index}" for index, name in enumerate(names[:_NAMED]))
+    note = (
+        f"the class folders of {str(source)!r} were taken in alphabetical order, since they are not all called "
+        f"by the network's labels or class indices: {first}{', …' if len(names) > _NAMED else ''}"
+    )
+    # Where nothing is known of the network's classes, the folders are groups to draw from and no more.
+    return {name: index for index, name in enumerate(names)}, () if classes.count is None else (note,)
 
 
 # List files
@@ -207,9 +260,16 @@ def _list_file(source: Path, classes: Classes) -> Listing:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{str(source)!r} is not UTF-8 text ({error}); write a path a line") from error
     names, labels = [], []
+    index_of = cache(classes.index)
     for number, line in enumerate(lines, 1):
         if line.strip():
-            name, label = _parse_line(line, f"line {number} of {str(source)!r}", classes)
+            name, word = _split_line(line)
+            where = f"line {number} of {str(source)!r}"
+            if not name:
+                raise DatasetError(f"{where} has a label and no path; correct the line")
+            label = None if word is None else index_of(word)
+            if word is not None and label is None:
+                label = _label_index(word, where, classes)
             names.append(name)
             labels.append(label)
     if not names:
@@ -229,20 +289,24 @@ def _list_file(source: Path, classes: Classes) -> Listing:
     )
 
 
-def _parse_line(line: str, where: str, classes: Classes) -> tuple[str, int | None]:
+def _split_line(line: str) -> tuple[str, str | None]:
+    """Return the path of a line, and the word that is its label, None where there is none."""
     if "\t" in line:
-        name, _, label = (part.strip() for part in line.rpartition("\t"))
-        index = int(label) if _is_integer(label) else classes.index(label)
-        if not name or index is None:
-            raise DatasetError(
-                f"{where} has {label!r} after its tab, expected a class index or one of the network's "
-                "labels; correct the line"
-            )
-        return name, index
-    name, _, label = line.strip().rpartition(" ")
-    if name and _is_integer(label):
-        return name.rstrip(), int(label)
+        name, _, word = (part.strip() for part in line.rpartition("\t"))
+        return name, word
+    name, _, word = line.strip().rpartition(" ")
+    if name and _is_integer(word):
+        return name.rstrip(), word
     return line.strip(), None
+
+
+def _label_index(word: str, where: str, classes: Classes) -> int:
+    if not _is_integer(word):
+        raise DatasetError(
+            f"{where} has {word!r} after its tab, expected a class index or one of the network's "
+            "labels; correct the line"
+        )
+    return _to_index(word, where, classes)
 
 
 def _is_integer(text: str) -> bool:
@@ -257,10 +321,29 @@ def _list_archive(source: Path) -> Listing:
         with zipfile.ZipFile(source) as archive:
             shape = _image_shape(source, archive)
             labels = _archive_labels(source, archive, shape[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+            unread = _unread(source, archive)
+    except (DatasetError, OSError):
+        raise
+    except Exception as error:  # A parser that meets a damaged file raises whatever it stumbles over.
         raise _damaged(source, error) from error
     names = tuple(f"images[{index}]" for index in range(shape[0]))
-    return Listing("npz", names, labels, lambda indices: _read_archive(source, shape, indices))
+    return Listing("npz", names, labels, lambda indices: _read_archive(source, shape, indices), unread)
+
+
+def _unread(source: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
+    """Return a note on the arrays that are not read. Raises DatasetError where the labels are among them."""
+    found = [name.removesuffix(".npy") for name in archive.namelist()]
+    others = [name for name in found if name not in ("images", "labels")]
+    for name in others:
+        if "labels" not in found and name.lower() in _OTHER_NAMES_OF_LABELS:
+            raise DatasetError(
+                f"{str(source)!r} holds {name!r} and no `labels`, by which name labels are read; save it as "
+                "`labels`, or leave it out"
+            )
+    if not others:
+        return ()
+    shown = ", ".join(map(repr, others[:_NAMED])) + (", …" if len(others) > _NAMED else "")
+    return (f"of {str(source)!r} only `images` and `labels` are read, not {shown}",)
 
 
 def _image_shape(source: Path, archive: zipfile.ZipFile) -> tuple[int, ...]:
@@ -273,9 +356,9 @@ def _image_shape(source: Path, archive: zipfile.ZipFile) -> tuple[int, ...]:
         shape, fortran, dtype = _read_header(member)
         start = member.tell()
     expected = "expected uint8 [N, H, W, 3]"
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not shape[1] or not shape[2]:
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or min(shape[1:]) < 1:
         raise DatasetError(f"{str(source)!r} holds images of {dtype} {list(shape)}, {expected}; convert them")
-    if not shape[0]:
+    if shape[0] < 1:
         raise DatasetError(f"{str(source)!r} has no images; save at least one")
     if fortran:
         raise DatasetError(
@@ -332,9 +415,12 @@ def _read_archive(
                 data = member.read(size)
                 yield np.frombuffer(data, np.uint8).reshape(shape[1:])
                 position = index + 1
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:
         raise _damaged(source, error) from error
 
 
 def _damaged(source: Path, error: Exception) -> DatasetError:
-    return DatasetError(f"{str(source)!r} is not a sound .npz file ({error}); save it again with np.savez")
+    # Python's parser and tokenizer, which read the header of an array, keep a place beside the words.
+    placed = len(error.args) == 2 and isinstance(error.args[1], tuple)
+    lines = str(error.args[0] if placed else error).splitlines() or [type(error).__name__]
+    return DatasetError(f"{str(source)!r} is not a sound .npz file ({lines[0]}); save it again with np.savez")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +95,13 @@ def _checked(path: Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a checkpoint as 64 hex digits. Raises CheckpointError when it cannot be read."""
+    """Return the sha256 of a checkpoint as 64 hex digits. Raises CheckpointError when it is no file to be read."""
     try:
+        # A pipe blocks whoever opens it, and a device may never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(
+                f"the checkpoint {path} is not a regular file; give a .pth, .pt or .safetensors file"
+            )
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from resnet_export.exporter.cli.group import cli
-from resnet_export.exporter.cli.process import leave, settle
+from resnet_export.exporter.cli.process import leave, open_streams, settle
 
 __all__ = ["cli", "main"]
 
@@ -19,6 +19,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it; click's own 1 would mean 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 outside tolerance, 2 wrong request or environment."""
     settle()
+    open_streams()
     warnings.showwarning = _show
     try:
         leave(cli.main(prog_name="resnet-export", standalone_mode=False) or 0)
@@ -40,6 +41,8 @@ _show_in_python = warnings.showwarning
 
 def _show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Print our own warnings as notices: which line of which file they come from helps nobody here."""
+    if category.__name__ == "DecompressionBombWarning":
+        return  # Pillow's, of an image that is large and used; what is too large is refused.
     if category.__module__.startswith("resnet_export."):
         click.echo(f"Note: {message}", err=True)
     else:

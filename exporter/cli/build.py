@@ -9,6 +9,7 @@ import click
 
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.export_options import CommaList
+from resnet_export.exporter.cli.output import check_outside
 from resnet_export.exporter.cli.progress import progress_bar
 from resnet_export.exporter.engine_build import add_engines
 from resnet_export.exporter.engine_options import BuildOptions
@@ -56,6 +57,7 @@ def command(
     An option that the flavour cannot honour is refused. Interrupted, the bundle stays as it was.
     """
     if log_folder is not None:
+        check_outside("--log-folder", log_folder, "BUNDLE", bundle)
         log_folder.mkdir(parents=True, exist_ok=True)
     extended, notes = add_engines(
         bundle,

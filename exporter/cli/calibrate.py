@@ -12,7 +12,7 @@ from resnet_export.calibration.dataset import check_for_calibration, open_datase
 from resnet_export.calibration.source import read_source
 from resnet_export.calibration.table import encode_table
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import check_writable
+from resnet_export.exporter.cli.output import check_outputs, write_output
 from resnet_export.exporter.cli.progress import progress_bar
 from resnet_export.runtime.preprocess import to_input
 
@@ -56,7 +56,7 @@ def command(
     The graph is that of a BUNDLE or an ONNX file that resnet-export wrote. The table does not depend on the
     target, and fits any export of the same network with the same kind of input.
     """  # fmt: skip
-    check_writable(out)
+    check_outputs({"--out": out}, {"BUNDLE|ONNX": source, "--calib": calib})
     graph = read_source(source)
     dataset = open_dataset(calib, preprocessing=graph.preprocessing, limit=calib_count, seed=seed)
     check_for_calibration(dataset)
@@ -67,6 +67,6 @@ def command(
         total=len(dataset),
         progress=progress_bar(quiet=quiet),
     )
-    out.write_bytes(encode_table(table))
+    write_output(out, encode_table(table))
     if not quiet:
         click.echo(f"{out}: {len(table.tensors)} tensors over {table.images} images, {calib_method} ranges")

@@ -11,7 +11,7 @@ import click
 
 from resnet_export.exporter import report as html
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import check_writable
+from resnet_export.exporter.cli.output import check_outputs, write_output
 from resnet_export.exporter.cli.progress import progress_bar
 from resnet_export.exporter.gate import check_parity
 from resnet_export.runtime.errors import RequestError
@@ -19,9 +19,9 @@ from resnet_export.runtime.parity import junit, markdown, text
 from resnet_export.runtime.parity.report import ParityReport, encode_report
 
 _RENDER: dict[str, Callable[[ParityReport], bytes]] = {
-    "json": encode_report,
-    "junit": junit.render,
-    "markdown": lambda report: markdown.render(report).encode(),
+    "--json": encode_report,
+    "--junit": junit.render,
+    "--markdown": lambda report: markdown.render(report).encode(),
 }
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -109,15 +109,16 @@ def command(
 
     Exit status: 0 within tolerance, 1 outside, 2 when the check could not be made.
     """  # fmt: skip
-    asked = {"json": json_file, "junit": junit_file, "markdown": markdown_file}
-    reports = {kind: path for kind, path in asked.items() if path is not None}
-    for path in reports.values():
-        check_writable(path)
-    if html_file is not None:
-        html.require()
-        check_writable(html_file)
     if layers and no_layers:
         raise RequestError("--layers and --no-layers contradict each other; give one of them")
+    if html_file is not None:
+        html.require()
+    files = {"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}
+    check_outputs(
+        files | {"--html": html_file},
+        {"BUNDLE": bundle, "--data": data, "--tolerance": tolerance, "--weights": weights},
+    )
+    recorded = None if html_file is None else html.read_recorded(bundle)
     report = check_parity(
         bundle,
         data=data,
@@ -133,10 +134,14 @@ def command(
         seed=seed,
         progress=progress_bar(quiet=quiet),
     )
-    for kind, path in reports.items():
-        path.write_bytes(_RENDER[kind](report))
+    rendered = [(path, _RENDER[option](report)) for option, path in files.items() if path is not None]
     if html_file is not None:
-        html_file.write_bytes(html.render(report, html.gather(bundle, report, data=data, seed=seed)))
+        material = html.gather(bundle, report, data=data, seed=seed, recorded=recorded)
+        rendered.append((html_file, html.render(report, material)))
+    for path, content in rendered:
+        write_output(path, content)
     if not quiet:
         click.echo(text.render(report), nl=False)
+    if report.verdict.status == "unverified":
+        click.echo(report.verdict.sentence, err=True)
     sys.exit(report.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -18,5 +19,5 @@ def _bar(items: Iterable[T], description: str, total: int | None = None) -> Iter
 
 
 def progress_bar(*, quiet: bool) -> Progress:
-    """Return what wraps a long loop: a tqdm bar, or nothing at all when `quiet`."""
-    return silent if quiet else _bar
+    """Return what wraps a long loop: a tqdm bar, or nothing at all when `quiet` or without standard error."""
+    return silent if quiet or sys.stderr is None else _bar

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -84,7 +85,8 @@ def test_class_folders_get_the_classes_of_torchvisions_image_folder(
         save_images(tmp_path / name, pictures(2))
     save_images(tmp_path / "n10" / "deeper", pictures(1))
     reference = ImageFolder(str(tmp_path))
-    dataset = open_dataset(tmp_path, preprocessing=SMALL, num_classes=3)
+    with pytest.warns(DatasetWarning, match="alphabetical order"):
+        dataset = open_dataset(tmp_path, preprocessing=SMALL, num_classes=3)
     assert dataset.labels is not None
     assert dict(zip(dataset.names, dataset.labels.tolist(), strict=True)) == {
         Path(path).relative_to(tmp_path).as_posix(): label for path, label in reference.samples
@@ -112,8 +114,9 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
         (["10", "9"], [], 11, {"10": 10, "9": 9}),
         (["003", "1"], ["a", "b", "c", "d"], None, {"003": 3, "1": 1}),
         (["1", "2"], ["1", "2", "3"], None, {"1": 0, "2": 1}),
+        (["7", "0"], ["1", "2", "3", "4", "5", "6", "7", "8", "9", "0"], None, {"7": 6, "0": 9}),
+        (["cat", "1"], ["cat", "dog"], None, {"cat": 0, "1": 1}),
         (["x", "y"], [], None, {"x": 0, "y": 1}),
-        (["x", "y"], ["first", "second"], None, {"x": 0, "y": 1}),
     ],
 )
 def test_class_folders_are_named_by_label_then_by_index_then_in_sorted_order(
@@ -356,6 +359,70 @@ def test_one_bad_image_in_a_few_is_forgiven_and_only_bad_ones_are_not(tmp_path: 
         open_dataset(tmp_path / "list.txt", preprocessing=SMALL).describe()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
+def test_a_pipe_or_device_among_the_images_is_skipped_and_never_opened(tmp_path: Path) -> None:
+    save_images(tmp_path, pictures(20))
+    os.mkfifo(tmp_path / "f.jpg")
+    with pytest.warns(DatasetWarning, match=r"1 of 21 .* was skipped; .*f\.jpg' is not a regular file"):
+        assert open_dataset(tmp_path, preprocessing=SMALL).describe().count == 20
+    (tmp_path / "list.txt").write_text("000.png\n001.png\n/dev/zero\n")
+    with pytest.warns(DatasetWarning, match="'/dev/zero' is not a regular file"):
+        assert open_dataset(tmp_path / "list.txt", preprocessing=SMALL).describe().count == 2
+    for name in ("pipe.npz", "pipe.txt"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DatasetError, match="is not a regular file"):
+            open_dataset(tmp_path / name, preprocessing=SMALL)
+
+
+# What is said of a data set that is used
+
+
+def test_class_folders_in_alphabetical_order_are_said_to_be(tmp_path: Path) -> None:
+    names = ["eight", "five", "four", "nine"]
+    for name in names:
+        save_images(tmp_path / name, pictures(1))
+    with pytest.warns(
+        DatasetWarning, match=r"alphabetical.*: 'eight' = 0, 'five' = 1, 'four' = 2, …$"
+    ) as seen:
+        open_dataset(tmp_path, preprocessing=SMALL, labels=["class 0", "class 1", "class 2", "class 3"])
+    assert len(seen) == 1
+    # A warning would be an error: here each is called by its label, and there nothing is known of the classes.
+    open_dataset(tmp_path, preprocessing=SMALL, labels=sorted(names, reverse=True))
+    open_dataset(tmp_path, preprocessing=SMALL)
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=pictures(2), ids=np.arange(2))
+    with pytest.warns(DatasetWarning, match="only `images` and `labels` are read, not 'ids'$"):
+        assert open_dataset(tmp_path / "a.npz", preprocessing=SMALL).labels is None
+    np.savez(tmp_path / "b.npz", images=pictures(2), labels=np.array([1, 0]), label=np.arange(2))
+    with pytest.warns(DatasetWarning, match="not 'label'$"):
+        dataset = open_dataset(tmp_path / "b.npz", preprocessing=SMALL)
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [1, 0]
+
+
+# Labels in digits
+
+
+@pytest.mark.parametrize("separator", ["\t", " "])
+def test_a_word_of_digits_means_the_same_in_a_list_and_as_a_folder(separator: str, tmp_path: Path) -> None:
+    labels = ["1", "2", "3", "10"]
+    for word in ("3", "10", "0"):
+        save_images(tmp_path / "photos" / word, pictures(1))
+    (tmp_path / "list.txt").write_text(
+        "".join(f"photos/{word}/000.png{separator}{word}\n" for word in ("0", "10", "3"))
+    )
+    for source in ("photos", "list.txt"):
+        dataset = open_dataset(tmp_path / source, preprocessing=SMALL, labels=labels)
+        assert dataset.labels is not None
+        found = {
+            Path(name).parts[-2]: label for name, label in zip(dataset.names, dataset.labels, strict=True)
+        }
+        # 3 is both a label, of class 2, and an index; 0 is an index alone.
+        assert found == {"0": 0, "3": 2, "10": 3}
+
+
 # Bad input
 
 
@@ -382,6 +449,8 @@ def test_a_source_that_is_no_data_set_is_refused(tmp_path: Path) -> None:
         (["x", "y"], [], 3, "has 2 class folders, the network has 3 classes, and names such as 'x'"),
         (["0", "3"], [], 3, "the label 3, expected 0 to 2"),
         (["1", "01"], [], 3, "two folders for one class index"),
+        (["cat", "0"], ["cat", "dog"], None, "two folders for one class index"),
+        (["0", "9" * 20], [], 3, "class index 99999999999999999999, expected 0 to 2; correct it"),
         (["crane"], ["crane", "heron", "crane"], None, "names classes 0 and 2"),
         (["", "x"], [], None, "images beside subfolders with images"),
     ],
@@ -404,6 +473,10 @@ def test_class_folders_that_do_not_fit_the_network_are_refused(
         ("a.png 1\nb.png 5\n", "'b.png' the label 5, expected 0 to 1"),
         ("a.png -1\n", "the label -1, expected 0 to 1"),
         ("a.png\t1\nb.png\tbird\n", "line 2 of .* has 'bird' after its tab"),
+        ("\t1\n", "line 1 of .* has a label and no path"),
+        (f"a.png {'9' * 20}\n", "line 1 of .* has the class index 9{20}, expected 0 to 1"),
+        (f"a.png\t{'9' * 5000}\n", "line 1 of .* has the class index 9{18}…, expected 0 to 1"),
+        (f"a.png\t{'0' * 5000}2\n", "the label 2, expected 0 to 1"),
     ],
 )
 def test_a_bad_list_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -439,6 +512,9 @@ IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
         ({"images": IMAGES, "labels": np.array([0, 1, 2, 9])}, r"'images\[3\]' the label 9, expected 0 to 2"),
         ({"images": IMAGES, "labels": np.array([0, -1, 2, 9])}, "the label -1"),
         ({"images": IMAGES, "labels": np.full(4, 2**64 - 1, np.uint64)}, "the label -1"),
+        ({"images": IMAGES, "label": np.arange(4)}, "holds 'label' and no `labels`, by which name labels"),
+        ({"images": IMAGES, "Targets": np.arange(4)}, "holds 'Targets' and no `labels`"),
+        ({"images": IMAGES, "y": np.arange(4)}, "holds 'y' and no `labels`"),
     ],
 )
 def test_an_archive_of_another_form_is_refused(
@@ -458,6 +534,32 @@ def test_an_archive_shorter_than_its_header_says_is_refused(tmp_path: Path) -> N
         short.writestr("images.npy", whole.read("images.npy")[:-100])
     with pytest.raises(DatasetError, match=r"announces images \[4, 8, 8, 3\] but stores 668 bytes"):
         open_dataset(tmp_path / "short.npz", preprocessing=SMALL)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{" * 118,
+        b"(" * 9000,
+        b"  a\n b\n",
+        b"-" * 9990,
+        b"a" * 20000,
+        b"{'descr': ',,', 'fortran_order': False, 'shape': (1, 2, 3, 4)}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (-4, -2, 2, 3)}",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (-4, 2, 2, 3)}",
+    ],
+    ids=lambda header: header[-42:].decode(),
+)
+def test_an_archive_whose_header_is_no_header_is_refused_in_one_sentence(
+    header: bytes, tmp_path: Path
+) -> None:
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
+        archive.writestr("images.npy", start + header + bytes(48))
+    with pytest.raises(DatasetError) as caught:
+        open_dataset(tmp_path / "data.npz", preprocessing=SMALL)
+    assert "data.npz" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @settings(max_examples=150, deadline=None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from resnet_export.exporter.source import Source, locate
+from resnet_export.exporter.source import Source, locate, sha256_of
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.exporter.zoo import ZOO
 from resnet_export.runtime.errors import CheckpointError, RequestError
@@ -79,6 +80,15 @@ def test_a_file_that_cannot_be_a_checkpoint_is_refused(tmp_path: Path) -> None:
             locate(ModelSpec(weights=str(tmp_path / name)))
     with pytest.raises(CheckpointError, match="null byte"):
         locate(ModelSpec(weights="a\0b"))
+
+
+def test_a_checkpoint_that_may_never_end_is_refused_without_reading_it(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("needs named pipes")
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path / "pipe.pth", Path("/dev/zero"), tmp_path):
+        with pytest.raises(CheckpointError, match="is not a regular file"):
+            sha256_of(path)
 
 
 def test_a_request_is_checked_without_loading_torch() -> None:
