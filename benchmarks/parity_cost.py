@@ -33,7 +33,7 @@ from resnet_export.runtime.golden import read_golden
 from resnet_export.runtime.host import probe
 from resnet_export.runtime.manifest import read_manifest
 from resnet_export.runtime.parity import Batch, run_parity
-from resnet_export.runtime.parity.golden_check import batch_slices
+from resnet_export.runtime.parity.golden_check import batch_slices, full_batches
 from resnet_export.runtime.parity.plan import plan
 from resnet_export.runtime.parity.report import Asked
 from resnet_export.runtime.preprocess import to_input
@@ -156,6 +156,8 @@ def _bare(bundle: Path, data: Path, images: int, threads: int) -> dict[str, floa
 def _batches(golden: NDArray[np.uint8], crops: NDArray[np.uint8], batch: Any) -> Iterator[NDArray[np.uint8]]:
     for part in batch_slices(len(golden), batch):
         yield golden[part]
+    for rows in full_batches(len(golden), batch):
+        yield golden[rows]
     for start in range(0, len(crops), batch.opt):
         yield crops[start : start + batch.opt]
 

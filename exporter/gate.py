@@ -8,23 +8,28 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from resnet_export.runtime.errors import DependencyError, RequestError
-from resnet_export.runtime.manifest import Precision, read_manifest
-from resnet_export.runtime.parity.compare import Batch, ImageBatch
+from resnet_export.runtime.manifest import Manifest, Precision, read_manifest
+from resnet_export.runtime.parity.blame import suspects
+from resnet_export.runtime.parity.compare import Batch, ImageBatch, printable
 from resnet_export.runtime.parity.gate import run_parity
 from resnet_export.runtime.parity.report import ParityReport
-from resnet_export.runtime.parity.tolerances import Overrides, parse_overrides
+from resnet_export.runtime.parity.request import ask, check_path, names
+from resnet_export.runtime.parity.tolerances import GivenLimits, checked_overrides, parse_overrides
 from resnet_export.runtime.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from resnet_export.calibration.dataset import Dataset
 
 __all__ = ["ALL", "check_parity", "open_data"]
 
 ALL = "all"
 
-Layers = Literal["failed", "none"] | Collection[str]
+Layers = Literal["failed", "none", "all"] | Collection[str]
 
 
 def check_parity(
@@ -39,7 +44,7 @@ def check_parity(
     weights: str | os.PathLike[str] | None = None,
     max_drop: float | None = None,
     min_agreement: float | None = None,
-    tolerances: str | os.PathLike[str] | Overrides | None = None,
+    tolerances: str | os.PathLike[str] | GivenLimits | None = None,
     limit: int | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -54,18 +59,37 @@ def check_parity(
         data: a folder of images, an .npz file or a list file; or batches, as for `run_parity`.
         reference: what further images are compared with: the fp32 graph, or the eager network, which needs torch.
         weights: the checkpoint that the bundle was exported from, for `reference="eager"`.
-        tolerances: a JSON file with limits, or the limits.
+        tolerances: a JSON file with limits, or the limits, such as {"fp16": {"centred_cosine": 0.9995}}.
         seed: of the draw that `limit` makes from a path.
         layers: whose layers to compare with the fp32 graph's: those of the artifacts that "failed", where onnx is
-            installed; of these artifacts ("all" of them), which needs onnx; or "none".
+            installed and the artifacts are to blame; of these artifacts, or "all", which needs onnx; or "none".
+
+    Images of a path that cannot be read are skipped. What data sets warn of stands in the report's notes too.
 
     Raises what `run_parity` does, and RequestError, DatasetError or DependencyError for what is wrong here.
     """
-    named = layers if not isinstance(layers, str) else None
-    if isinstance(layers, str) and layers not in ("failed", "none"):
-        raise RequestError(f"layers is {layers!r}, expected 'failed', 'none' or names of artifacts")
-    if named is not None:
-        named = _checked_layers(bundle, named)
+    if isinstance(data, str | os.PathLike):
+        path, batches = data, None
+    else:
+        path, batches = None, data
+    check_path("bundle", bundle, "a bundle's folder")
+    asked = ask(
+        data=batches if path is None else (),
+        data_name="further images" if data_name is None else data_name,
+        artifacts=artifacts,
+        backends=backends,
+        precisions=precisions,
+        eager=None,
+        max_drop=max_drop,
+        min_agreement=min_agreement,
+        tolerances=tolerances,
+        limit=limit,
+        threads=threads,
+    )
+    _check_seed(seed, data)
+    wanted = _wanted_layers(bundle, layers)
+    if weights is not None:
+        check_path("weights", weights, "a checkpoint")
     if weights is not None and reference != "eager":
         raise RequestError(
             "weights were given without the eager reference, which alone needs them; add --reference eager"
@@ -78,11 +102,14 @@ def check_parity(
             "recorded eager logits in any case); give --data, or leave --reference out"
         )
     overrides = _overrides(tolerances)
-    if isinstance(data, str | os.PathLike):
-        name = os.fspath(data) if data_name is None else data_name
-        batches: Iterable[ImageBatch] | None = open_data(bundle, data, limit=limit, seed=seed)
-    else:
-        name, batches = data_name or "further images", data
+    noted: list[str] = []
+    name = "further images" if path is None else os.fspath(path)
+    if path is not None:
+        manifest = read_manifest(bundle)
+        dataset = _open(manifest, path, limit=limit, seed=seed)
+        batches = _counted(dataset, manifest, noted)
+        # Warnings would not do: they go to whoever in the process listens, and other checks may run beside this one.
+        noted += [printable(" ".join(note.split())) for note in dataset.notes]
     eager = None
     if reference == "eager":
         from resnet_export.exporter.eager import eager_reference
@@ -91,10 +118,10 @@ def check_parity(
     report = run_parity(
         bundle,
         data=batches,
-        data_name=name,
+        data_name=name if data_name is None else data_name,
         artifacts=artifacts,
         backends=backends,
-        precisions=precisions,
+        precisions=asked.precisions,
         eager=eager,
         max_drop=max_drop,
         min_agreement=min_agreement,
@@ -103,9 +130,22 @@ def check_parity(
         threads=threads,
         progress=progress,
     )
-    if layers == "none" or (named is None and all(entry.passed for entry in report.entries)):
+    report = msgspec.structs.replace(
+        report,
+        asked=msgspec.structs.replace(
+            report.asked,
+            seed=seed if path is not None and limit is not None else None,
+            tolerances=printable(os.fspath(tolerances))
+            if isinstance(tolerances, str | os.PathLike)
+            else report.asked.tolerances,
+            layers=_asked_layers(layers),
+            weights=None if weights is None else printable(os.fspath(weights)),
+        ),
+        notes=(*report.notes, *noted),
+    )
+    if layers == "none" or (wanted is None and not suspects(report)):
         return report
-    if named is None and not _has_onnx():
+    if wanted is None and not _has_onnx():
         note = (
             "the layers of what failed were not compared, since onnx is not installed; "
             "run: pip install 'resnet-export[export]'"
@@ -114,7 +154,7 @@ def check_parity(
     from resnet_export.exporter.layerwise import with_layers
 
     return with_layers(
-        report, bundle, "failed" if named is None else named, threads=threads, progress=progress
+        report, bundle, "failed" if wanted is None else wanted, threads=threads, progress=progress
     )
 
 
@@ -125,10 +165,14 @@ def open_data(
 
     `limit` draws that many, by `seed`. Raises DatasetError, or BundleError for the bundle.
     """
+    manifest = read_manifest(bundle)
+    return _batches(_open(manifest, data, limit=limit, seed=seed), manifest)
+
+
+def _open(manifest: Manifest, data: str | os.PathLike[str], *, limit: int | None, seed: int) -> Dataset:
     from resnet_export.calibration.dataset import open_dataset
 
-    manifest = read_manifest(bundle)
-    dataset = open_dataset(
+    return open_dataset(
         data,
         preprocessing=manifest.preprocessing,
         limit=limit,
@@ -136,10 +180,48 @@ def open_data(
         labels=manifest.labels,
         num_classes=manifest.model.num_classes,
     )
+
+
+def _batches(dataset: Dataset, manifest: Manifest) -> Iterator[Batch]:
     return (
         Batch(images=batch.images, labels=batch.labels, names=batch.names)
         for batch in dataset.batches(manifest.batch.opt)
     )
+
+
+def _counted(dataset: Dataset, manifest: Manifest, notes: list[str]) -> Iterator[Batch]:
+    """Yield all batches, and then add to `notes` how many images could not be read."""
+    yield from _batches(dataset, manifest)
+    found = dataset.describe()  # of the pass that has just ended
+    if found.skipped:
+        notes.append(
+            f"{found.skipped} of {len(dataset)} images of {printable(found.source)} cannot be read and "
+            f"{'was' if found.skipped == 1 else 'were'} skipped; the first: {printable(str(found.first_skipped))}"
+        )
+
+
+def _check_seed(seed: object, data: object) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise RequestError(f"seed is {seed!r}, expected a whole number")
+    if seed and data is None:
+        raise RequestError("seed was given without data; it is that of the draw that limit makes: give some")
+
+
+def _asked_layers(layers: Layers) -> tuple[str, ...] | None:
+    """Return whose layers were asked for, as `Asked.layers` says it."""
+    if layers == "failed":
+        return None
+    if layers == "none":
+        return ()
+    return (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
+
+
+def _wanted_layers(bundle: str | os.PathLike[str], layers: Layers) -> tuple[str, ...] | None:
+    """Return the artifacts whose layers were asked for by name, None without any."""
+    if isinstance(layers, str) and layers not in ("failed", "none", ALL):
+        raise RequestError(f"layers is {layers!r}, expected 'failed', 'none', 'all' or names of artifacts")
+    named = () if layers in ("failed", "none") else names("layers", (ALL,) if layers == ALL else layers)
+    return _checked_layers(bundle, named) if named else None
 
 
 def _checked_layers(bundle: str | os.PathLike[str], names: Collection[str]) -> tuple[str, ...]:
@@ -164,9 +246,11 @@ def _has_onnx() -> bool:
     return True
 
 
-def _overrides(given: str | os.PathLike[str] | Overrides | None) -> Overrides | None:
+def _overrides(given: str | os.PathLike[str] | GivenLimits | None) -> GivenLimits | None:
+    if given is None:
+        return None
     if not isinstance(given, str | os.PathLike):
-        return given
+        return checked_overrides(given)
     path = Path(given)
     try:
         data = path.read_bytes()

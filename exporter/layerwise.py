@@ -28,6 +28,7 @@ from resnet_export.exporter.pairing import Missing
 from resnet_export.runtime.errors import DatasetError, DependencyError, ExportError, RequestError
 from resnet_export.runtime.golden import read_golden
 from resnet_export.runtime.manifest import Artifact, Manifest, Precision, read_artifact, read_manifest
+from resnet_export.runtime.parity.blame import suspects
 from resnet_export.runtime.parity.layers import (
     ErrorSums,
     LayerFigure,
@@ -105,7 +106,7 @@ def with_layers(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> ParityReport:
-    """Return the report with the layers of `artifacts` in it, or of those that are outside tolerance.
+    """Return the report with the layers of `artifacts` in it, or of those that "failed" and may themselves be to blame.
 
     Where the fp32 graph itself is outside tolerance, the layers at which it and a sound artifact part are its own.
     What cannot be compared is said in a note; artifacts asked for by name raise what `compare_artifacts` does.
@@ -113,7 +114,7 @@ def with_layers(
     if artifacts != "failed":
         found = compare_artifacts(bundle, artifacts, threads=threads, progress=progress)
         return msgspec.structs.replace(report, layerwise=found)
-    failed = tuple(dict.fromkeys(entry.artifact for entry in report.entries if not entry.passed))
+    failed = suspects(report)
     if not failed:
         return report
     manifest = read_manifest(bundle)

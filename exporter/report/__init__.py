@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING
 from resnet_export.runtime.errors import DependencyError
 
 if TYPE_CHECKING:
-    from resnet_export.exporter.report.material import Material, gather
+    from resnet_export.exporter.report.material import Material, Recorded, gather, read_recorded
     from resnet_export.exporter.report.page import render
 
-__all__ = ["Material", "gather", "installed", "render", "require"]
+__all__ = ["Material", "Recorded", "gather", "installed", "read_recorded", "render", "require"]
 
-_HOME = {"Material": "material", "gather": "material", "render": "page"}
+_HOME = {
+    "Material": "material",
+    "Recorded": "material",
+    "gather": "material",
+    "read_recorded": "material",
+    "render": "page",
+}
 _NEEDED = ("jinja2", "matplotlib")
 
 

@@ -23,12 +23,15 @@ _QUALITY = 80
 
 @dataclass(frozen=True)
 class Change:
-    """What some runs made of an image: their names, their prediction, and how near the reference was to it."""
+    """What some runs made of an image: their names, their prediction, and how near the reference was to it.
+
+    `near_tie` says within which width, and is empty where it was no near tie.
+    """
 
     runs: str
     prediction: str
     margin: str
-    near_tie: bool
+    near_tie: str
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ def _tile(key: ImageKey, report: ParityReport, material: Material) -> Tile:
     found = list(_runs(key, report))
     first = found[0][1]
     words = [
-        (entry, Change("", class_name(flip.candidate, material.labels), _margin(flip), flip.near_tie))
-        for entry, flip in found
+        (entry, Change("", class_name(flip.candidate, material.labels), _margin(flip), _near(flip, width)))
+        for entry, flip, width in found
     ]
     alike: dict[Change, list[Entry]] = {}
     for entry, change in words:
@@ -84,12 +87,20 @@ def _tile(key: ImageKey, report: ParityReport, material: Material) -> Tile:
     )
 
 
-def _runs(key: ImageKey, report: ParityReport) -> Iterator[tuple[Entry, Flip]]:
+def _near(flip: Flip, width: float) -> str:
+    """Say that an error which the limits permit can swap the two classes, as it can any that lie so near."""
+    return f"within the {width:.2g} logits that permitted error may swap" if flip.near_tie else ""
+
+
+def _runs(key: ImageKey, report: ParityReport) -> Iterator[tuple[Entry, Flip, float]]:
+    """Yield each run that changed the image's prediction, how, and the run's near-tie width in logits."""
     for entry in report.entries:
         check = entry.check(key.images)
-        for flip in check.comparison.flips if check else ():
+        if check is None:
+            continue
+        for flip in check.comparison.flips:
             if flip.index == key.number:
-                yield entry, flip
+                yield entry, flip, check.comparison.near_tie
 
 
 def _named(entries: Sequence[Entry]) -> str:

@@ -1,11 +1,13 @@
 """What the page shows and the report does not hold: names of classes, ranges, and the images that flipped.
 
-All of it is read after the check, and only what is needed: of the images, the few whose prediction changed.
+What the export recorded can be read before the check, so that damage to it is known then. The rest is read after
+it, and only what is needed: of the images, the few whose prediction changed.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +17,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.calibration.dataset import open_dataset
+from resnet_export.calibration.dataset import DatasetWarning, open_dataset
 from resnet_export.calibration.sources import Classes, list_images
 from resnet_export.calibration.table import CalibrationTable, decode_table
 from resnet_export.exporter.report.clipping import RangeChoice
-from resnet_export.runtime.errors import BundleError, DatasetError, ImageError, SchemaError
+from resnet_export.runtime.errors import BundleError, DatasetError, ImageError, RequestError, SchemaError
 from resnet_export.runtime.golden import read_golden
 from resnet_export.runtime.manifest import (
     Artifact,
@@ -28,6 +30,7 @@ from resnet_export.runtime.manifest import (
     Provenance,
     read_artifact,
     read_manifest,
+    read_stable,
 )
 from resnet_export.runtime.parity.compare import Flip, printable
 from resnet_export.runtime.parity.report import ParityReport, decode_report
@@ -44,6 +47,14 @@ class ImageKey(NamedTuple):
 
     images: Literal["golden", "data"]
     number: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the export wrote beside the graphs: the ranges, and which of them the INT8 graphs have."""
+
+    table: CalibrationTable | None = None
+    choice: RangeChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -64,17 +75,31 @@ class Material:
     seed: int | None = None
 
 
+def read_recorded(bundle: str | os.PathLike[str]) -> Recorded:
+    """Read a bundle's `calibration.json` and `report.json`, where it has them.
+
+    Raises BundleError when one is missing though the manifest names it, damaged, or no table; and what reading a
+    bundle raises.
+    """
+
+    def read(manifest: Manifest) -> Recorded:
+        return Recorded(_table(bundle, manifest), _recorded_choice(bundle, manifest))
+
+    return read_stable(bundle, read)
+
+
 def gather(
     bundle: str | os.PathLike[str],
     report: ParityReport,
     *,
     data: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    recorded: Recorded | None = None,
 ) -> Material:
     """Read what the page of `report` shows from the bundle that was checked, and from the data it was checked on.
 
-    `data` and `seed` are those that the check was given. An image that cannot be read any more is left out; the page
-    shows its row without a picture.
+    `data` and `seed` are those that the check was given; `recorded` is what `read_recorded` found before it, by
+    default read now. An image that cannot be read any more is left out; the page shows its row without a picture.
 
     Raises BundleError when the bundle is not the one that the report is about, and what reading a bundle raises.
     """
@@ -86,12 +111,14 @@ def gather(
                 f"the report is about another {entry.artifact!r} than the bundle holds; check the bundle again"
             )
     keys = flipped(report)
+    if recorded is None:
+        recorded = read_recorded(bundle)
     return Material(
         labels=manifest.labels,
         artifacts=manifest.artifacts,
         provenance=manifest.provenance,
-        table=_table(bundle, manifest),
-        choice=_choice(bundle, manifest, report),
+        table=recorded.table,
+        choice=recorded.choice if report.int8 is None else _choice(report),
         crops=_golden_crops(bundle, keys) | _data_crops(report, keys, data, manifest, seed),
         seed=seed if data is not None and report.asked.limit is not None else None,
     )
@@ -116,19 +143,31 @@ def _flips(report: ParityReport) -> Iterable[tuple[Literal["golden", "data"], Fl
 
 def _table(bundle: str | os.PathLike[str], manifest: Manifest) -> CalibrationTable | None:
     found = next((file for file in manifest.files if file.file == TABLE), None)
-    return None if found is None else decode_table(read_artifact(bundle, found))
-
-
-def _choice(bundle: str | os.PathLike[str], manifest: Manifest, report: ParityReport) -> RangeChoice | None:
-    """Return the choice in this report or in that of the export, None when neither knows one."""
-    found = next((file for file in manifest.files if file.file == REPORT), None)
+    if found is None:
+        return None
     try:
-        findings = report.int8
-        if findings is None and found is not None:
-            findings = decode_report(read_artifact(bundle, found)).int8
-        return None if findings is None else msgspec.convert(findings["plan"], RangeChoice)
-    except (SchemaError, KeyError, msgspec.ValidationError):
+        return decode_table(read_artifact(bundle, found))
+    except RequestError as error:
+        raise BundleError(f"{TABLE!r} of the bundle {os.fspath(bundle)} cannot be shown: {error}") from error
+
+
+def _recorded_choice(bundle: str | os.PathLike[str], manifest: Manifest) -> RangeChoice | None:
+    """Return the choice in the report of the export, None when there is none that this version reads."""
+    found = next((file for file in manifest.files if file.file == REPORT), None)
+    if found is None:
+        return None
+    data = read_artifact(bundle, found)
+    try:
+        return _choice(decode_report(data))
+    except SchemaError:
         return None  # of another version; the page says that it shows the table's own ranges
+
+
+def _choice(report: ParityReport) -> RangeChoice | None:
+    try:
+        return None if report.int8 is None else msgspec.convert(report.int8["plan"], RangeChoice)
+    except (KeyError, msgspec.ValidationError):
+        return None  # of another version
 
 
 def _golden_crops(
@@ -154,14 +193,16 @@ def _data_crops(
     names = {ImageKey(images, flip.index): flip.name for images, flip in _flips(report)}
     count = manifest.model.num_classes
     try:
-        selected = open_dataset(
-            data,
-            preprocessing=manifest.preprocessing,
-            limit=report.asked.limit,
-            seed=seed,
-            labels=manifest.labels,
-            num_classes=count,
-        ).names
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DatasetWarning)  # said when the check opened the same data
+            selected = open_dataset(
+                data,
+                preprocessing=manifest.preprocessing,
+                limit=report.asked.limit,
+                seed=seed,
+                labels=manifest.labels,
+                num_classes=count,
+            ).names
         listing = list_images(Path(data), Classes(manifest.labels, count))
     except DatasetError:  # it was there a moment ago; the verdict does not depend on pictures
         return {}

@@ -28,6 +28,7 @@ from resnet_export.exporter.report.waterfall import waterfall
 from resnet_export.runtime.parity.compare import KEPT_FLIPS
 from resnet_export.runtime.parity.criteria import Criterion
 from resnet_export.runtime.parity.report import Check, Entry, ParityReport
+from resnet_export.runtime.parity.request import IN_PLACE
 from resnet_export.runtime.parity.text import details, weights
 
 HISTOGRAMS = 6
@@ -92,8 +93,10 @@ def render(report: ParityReport, material: Material | None = None) -> bytes:
 def _headline(report: ParityReport) -> tuple[str, str]:
     """Cut the verdict's sentence: what happened, and where."""
     word, _, rest = report.verdict.sentence.partition(": ")
+    rest, _, stage = rest.partition(". First stage to look at: ")
     what, _, where = rest.partition(": ")
-    return f"{word.capitalize()}: {what}", where
+    look = f"first stage to look at: {stage}" if stage else ""
+    return f"{word.capitalize()}: {what}", "; ".join(part for part in (where, look) if part)
 
 
 def stage_charts(report: ParityReport) -> tuple[Chart, ...]:
@@ -282,7 +285,10 @@ def _share(share: float) -> str:
 
 
 def command(report: ParityReport, material: Material) -> str:
-    """Return the command that makes this check again; `BUNDLE` stands for the bundle's folder."""
+    """Return the command that makes this check again.
+
+    `BUNDLE` stands for the bundle's folder, `CHECKPOINT` and `LIMITS` for files that the report does not name.
+    """
     asked = report.asked
     words = ["resnet-export", "parity", "BUNDLE"]
     options: Mapping[str, object] = {
@@ -290,7 +296,8 @@ def command(report: ParityReport, material: Material) -> str:
         "--max-drop": asked.max_drop,
         "--min-agreement": asked.min_agreement,
         "--limit": asked.limit,
-        "--seed": material.seed,
+        "--seed": material.seed if asked.seed is None else asked.seed,
+        "--tolerance": "LIMITS" if asked.tolerances == IN_PLACE else asked.tolerances,
     }
     for name in asked.artifacts or ():
         words += ["--artifact", name]
@@ -300,5 +307,12 @@ def command(report: ParityReport, material: Material) -> str:
         if value is not None:
             words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
     if asked.reference != "onnx":
-        words += ["--reference", asked.reference, "--weights", "CHECKPOINT"]
+        words += ["--reference", asked.reference]
+        # Weights that are fetched or drawn are given as no file; a report of another time may not say.
+        if asked.weights is not None or report.bundle.weights.source == "file":
+            words += ["--weights", asked.weights or "CHECKPOINT"]
+    for name in asked.layers or ():
+        words += ["--layers", name]
+    if asked.layers == ():
+        words.append("--no-layers")
     return shlex.join([*words, "--html", "parity.html"])

@@ -9,7 +9,7 @@ from resnet_export.runtime.parity.report import Check, Entry, ParityReport
 def milliseconds(report: ParityReport) -> dict[str, float]:
     """Return, by entry key, the seconds that a backend spent running in this check divided by the images it ran.
 
-    The images are the golden ones and the data. Runs that broke down are left out.
+    The images are the golden ones, each as often as it ran, and the data. Runs that broke down are left out.
     """
     running = report.times.get("running", {})
     found = {}
@@ -49,7 +49,7 @@ def _percent(check: Check) -> float:
 
 def _images(entry: Entry, report: ParityReport) -> int:
     golden, data = entry.check("golden"), entry.check("data")
-    count = golden.comparison.figures.images if golden else 0
+    count = golden.comparison.figures.images + sum(golden.batches) if golden else 0
     if data is not None:
         return count + data.comparison.figures.images
     return count + (_data_images(report) if _is_reference(entry, report) else 0)

@@ -13,13 +13,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.errors import BundleError
 from resnet_export.runtime.manifest import Artifact, Precision, Struct, Tolerance
 from resnet_export.runtime.parity.criteria import Criterion, judge
-from resnet_export.runtime.parity.metrics import Metrics, inner
+from resnet_export.runtime.parity.metrics import Metrics, inner, varies
 from resnet_export.runtime.parity.tolerances import coarser, near_tie_width
 
 BACKEND = "backend"
@@ -103,12 +104,14 @@ def attribute(
     subject: str,
     *,
     near_ties_agree: bool = False,
+    input_differs: bool = False,
 ) -> Attribution:
     """Take the difference between `eager` and the last of `steps`, float logits [N, C] each, apart by step.
 
     `tolerances` are the limits that a step alone is held to, by its precision; `subject` is what the sentence
-    calls the whole ("int8 on openvino"); `near_ties_agree` is that of `judge`. Raises BundleError when the
-    shapes differ or the eager logits are not finite.
+    calls the whole ("int8 on openvino"); `near_ties_agree` is that of `judge`. `input_differs` says that the backend
+    was not fed what the recorded stages were, so that its step is not the backend's alone. Raises BundleError when
+    the shapes differ or the eager logits are not finite.
     """
     first = np.asarray(eager, np.float64)
     arrays = [np.asarray(array, np.float64) for _, array in steps]
@@ -162,7 +165,9 @@ def attribute(
         bound=_bound(states, total) if shares else None,
         largest=largest,
         departs=departs,
-        sentence=_sentence(subject, measured, total / norm if norm else None, largest, departs),
+        sentence=_sentence(
+            subject, measured, total / norm if norm else None, largest, departs, input_differs
+        ),
     )
 
 
@@ -173,6 +178,11 @@ def _judge_step(
     near_ties_agree: bool,
 ) -> tuple[Criterion, ...]:
     figures = Metrics.of(known, found, near_tie_width(tolerance, known)).result()
+    if not varies(known):
+        # What a network that ignores its input leaves undefined is no error of the steps behind it.
+        tolerance = msgspec.structs.replace(tolerance, centred_cosine=None)
+        if np.array_equal(known, found):
+            tolerance = msgspec.structs.replace(tolerance, relative_error=None)
     return judge(figures, tolerance, near_ties_agree=near_ties_agree)
 
 
@@ -203,28 +213,33 @@ def _sentence(
     total: float | None,
     largest: str | None,
     departs: str | None,
+    input_differs: bool,
 ) -> str:
     by_name = {error.stage: error for error in stages}
     broken = next((error for error in stages if error.non_finite), None)
     if broken is not None:
         return (
-            f"{subject}: NaN or infinity first appears {_where(broken.stage)}, on {broken.non_finite} images; "
-            "nothing after it can be trusted."
+            f"{subject}: NaN or infinity first appears {_where(broken.stage, input_differs)}, "
+            f"on {broken.non_finite} images; nothing after it can be trusted."
         )
     if largest is None:
         return f"{subject}: no error, every stage gives the eager model's logits bit for bit."
     part = by_name[largest]
     share = part.share or 0.0
     text = (
-        f"{subject}: {100 * min(share, 1.0):.0f} % of the error arises {_where(largest)} "
+        f"{subject}: {100 * min(share, 1.0):.0f} % of the error arises {_where(largest, input_differs)} "
         f"(relative error {part.separate or 0.0:.2g} there, {total or 0.0:.2g} in all)"
     )
     if share > 1.05:
         text += ", and other steps take some of it back"
     if departs is not None:
-        text += f"; the first error outside its own limits arises {_where(departs)}"
+        text += f"; the first error outside its own limits arises {_where(departs, input_differs)}"
+    else:
+        text += "; every step is within its own limits"
     return text + "."
 
 
-def _where(stage: str) -> str:
+def _where(stage: str, input_differs: bool) -> str:
+    if stage == BACKEND and input_differs:
+        return "behind the recorded stages, where the input is not what the export normalized"
     return "in the backend" if stage == BACKEND else f"at the step to {stage}"

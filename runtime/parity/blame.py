@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from resnet_export.runtime.parity.attribution import BACKEND
 from resnet_export.runtime.parity.criteria import LABEL_CRITERIA, Criterion
-from resnet_export.runtime.parity.preprocessing_check import PREPROCESSING
-from resnet_export.runtime.parity.report import Entry
+from resnet_export.runtime.parity.metrics import relative_error
+from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, PREPROCESSING, advice
+from resnet_export.runtime.parity.report import Entry, ParityReport
 
 LABELS = "labels"
+CHECKPOINT = "checkpoint"
 
 _LAST = 1000  # the backend comes after every recorded stage, however many an artifact has
 
 
-def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion]) -> str | None:
+def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varies: bool = True) -> str | None:
     """Return the stage that the failures point to, None when nothing failed.
+
+    `varies` is False when the eager network gives every golden image the same logits.
 
     1. `preprocessing`, when the bundle's sample does not become what it became at the export: every figure on
        this host may then be wrong.
-    2. The earliest stage, in the order of the line, whose step by itself breaks its limits in an artifact that failed;
-       an artifact that could not be opened or run counts as `backend`.
-    3. `labels`, when nothing but the labels of further images is wrong.
-    4. The stage that has the largest share in the error of the first artifact that failed, where each step by itself
+    2. `checkpoint`, when the network itself gives every golden image the same logits, and no recorded stage departs.
+    3. The earliest stage, in the order of the line, whose step by itself breaks its limits in an artifact that failed;
+       an artifact that could not be opened or run, or that computes another thing in other batches, counts as
+       `backend`.
+    4. `labels`, when nothing but the labels of further images is wrong.
+    5. The stage that has the largest share in the error of the first artifact that failed, where each step by itself
        is within its limits.
     """
     if any(not criterion.passed for criterion in preprocessing):
@@ -30,16 +40,80 @@ def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion]) -> str |
     failed = [entry for entry in entries if not entry.passed]
     if not failed:
         return None
-    wrong = [
-        entry for entry in failed if entry.error or entry.refusal or set(_broken(entry)) - LABEL_CRITERIA
-    ]
+    wrong = [entry for entry in failed if _artifact_failed(entry)]
     if not wrong:
         return LABELS
     departing = [found for entry in wrong for found in _departure(entry)]
+    if not varies and all(stage == BACKEND for _, stage in departing):
+        return CHECKPOINT
     if departing:
         return min(departing)[1]
     largest = (entry.attribution.largest for entry in wrong if entry.attribution)
     return next((stage for stage in largest if stage is not None), None)
+
+
+def suspects(report: ParityReport) -> tuple[str, ...]:
+    """Return the artifacts whose layers may show what failed, in the order of the report.
+
+    Empty where something else is to blame: the labels of further images, a network that ignores its input, or a
+    host that normalizes otherwise than the export, which spoils every artifact alike.
+    """
+    normalized = all(criterion.passed for criterion in report.preprocessing if criterion.name == NORMALIZE)
+    if not normalized and all(_left_the_record(entry) for entry in report.entries):
+        return ()
+    if report.verdict.stage == CHECKPOINT:
+        return ()
+    return tuple(dict.fromkeys(entry.artifact for entry in report.entries if _artifact_failed(entry)))
+
+
+def hint(
+    stage: str | None,
+    entries: Sequence[Entry],
+    preprocessing: Sequence[Criterion],
+    golden: Mapping[str, NDArray[np.float32]],
+) -> str:
+    """Return a clause that says more of the stage that `blame` named; "" where there is nothing to say.
+
+    `golden` holds what each run made of the golden images, logits [N, C] by entry key.
+    """
+    if stage == PREPROCESSING:
+        return f"so {advice(preprocessing)}"
+    if stage == CHECKPOINT:
+        return "since the network itself gives every golden image the same logits"
+    if stage == BACKEND and _alike(entries, golden):
+        return "and every backend agrees on it, so suspect the file, not a backend"
+    return ""
+
+
+def _alike(entries: Sequence[Entry], golden: Mapping[str, NDArray[np.float32]]) -> bool:
+    """Whether each artifact that departs in the backend does so on several backends, which agree with one another."""
+    by_artifact: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_artifact.setdefault(entry.artifact, []).append(entry)
+    groups = [group for group in by_artifact.values() if any(_left_the_record(entry) for entry in group)]
+    return bool(groups) and all(
+        len({entry.backend for entry in group}) > 1
+        and all(_left_the_record(entry) and entry.key in golden for entry in group)
+        and all(_agree(one, other, golden) for one, other in itertools.combinations(group, 2))
+        for group in groups
+    )
+
+
+def _left_the_record(entry: Entry) -> bool:
+    return not entry.passed and entry.attribution is not None and entry.attribution.departs == BACKEND
+
+
+def _agree(one: Entry, other: Entry, golden: Mapping[str, NDArray[np.float32]]) -> bool:
+    limits = [entry.tolerance.relative_error for entry in (one, other)]
+    error = relative_error(golden[one.key], golden[other.key])
+    return error is not None and all(limit is not None and error <= limit for limit in limits)
+
+
+def _artifact_failed(entry: Entry) -> bool:
+    """Whether the artifact itself is outside its limits, and not only the labels that it was judged by."""
+    if entry.passed:
+        return False
+    return bool(entry.error or entry.refusal or not entry.checks or set(_broken(entry)) - LABEL_CRITERIA)
 
 
 def _broken(entry: Entry) -> Iterator[str]:
@@ -54,3 +128,5 @@ def _departure(entry: Entry) -> Iterator[tuple[int, str]]:
         stage = entry.attribution.departs
         places = [error.stage for error in entry.attribution.stages]
         yield (_LAST if stage == BACKEND else places.index(stage)), stage
+    elif "batches" in _broken(entry):
+        yield _LAST, BACKEND

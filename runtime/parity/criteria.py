@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import msgspec
+
 from resnet_export.runtime.manifest import Struct, Tolerance
-from resnet_export.runtime.parity.compare import Comparison
+from resnet_export.runtime.parity.compare import Comparison, printable
 from resnet_export.runtime.parity.labelled import Labelled
 from resnet_export.runtime.parity.metrics import Figures
 from resnet_export.runtime.parity.statistics import images_needed, wilson
@@ -19,7 +22,9 @@ LABELS_KAPPA = 0.1
 # near 100 %, the strictest reading, that is one percentage point.
 DROP_POINTS = 1.0
 
-_CYCLES = 5  # exchanged labels that a detail spells out
+# Exchanged labels that a sentence spells out, and classes of each.
+_CYCLES = 5
+_CLASSES = 12
 
 LABEL_CRITERIA = frozenset({"labels_fit", "labels_order"})
 """The criteria that judge the labels of further images, and no artifact."""
@@ -28,7 +33,8 @@ LABEL_CRITERIA = frozenset({"labels_fit", "labels_order"})
 class Criterion(Struct, frozen=True):
     """One limit. `value` is None where the figure is undefined, and then the criterion does not pass.
 
-    `relation` reads "value `relation` limit". `detail` is a clause that says what stands behind the value.
+    `relation` reads "value `relation` limit". `detail` is a clause that says what stands behind the value. `words`
+    say value and limit where the plain form would not be understood.
     """
 
     name: str
@@ -37,12 +43,13 @@ class Criterion(Struct, frozen=True):
     limit: float
     passed: bool
     detail: str = ""
+    words: str = ""
 
 
 def judge(figures: Figures, tolerance: Tolerance, *, near_ties_agree: bool = False) -> tuple[Criterion, ...]:
     """Hold the figures to the limits that `tolerance` sets.
 
-    Agreement fails only when its 95 % Wilson interval lies below the limit as a whole: 32 images cannot
+    Agreement fails only when its 95 % Wilson interval lies below the limit as a whole: 20 images cannot
     tell 99 % from 97 %. `near_ties_agree` counts near-tie flips as agreement. That is for untrained
     networks, whose classes mean nothing and lie so close together that permitted error swaps them.
     """
@@ -121,12 +128,31 @@ def labels_fit(labelled: Labelled) -> Criterion | None:
     )
 
 
-def labels_order(labelled: Labelled) -> Criterion:
-    """Check that no classes' labels are exchanged for each other's: both sides of a comparison lose alike by it."""
+def labels_order(labelled: Labelled, names: Sequence[str] = ()) -> Criterion:
+    """Check that no classes' labels are exchanged for each other's: both sides of a comparison lose alike by it.
+
+    `names` are those of the classes; without, numbers stand for them.
+    """
     classes = sum(map(len, labelled.exchanged))
-    cycles = "; ".join(" → ".join(map(str, (*cycle, cycle[0]))) for cycle in labelled.exchanged[:_CYCLES])
-    detail = "classes whose images the reference gives to each other"
-    return at_most("labels_order", classes, 0, f"{detail}: {cycles}" if cycles else detail)
+    if not classes:
+        return at_most("labels_order", 0, 0, "classes whose images the reference gives to each other")
+    cycles = [_cycle(cycle, names) for cycle in labelled.exchanged[:_CYCLES]]
+    if len(labelled.exchanged) > _CYCLES:
+        cycles.append(f"and {len(labelled.exchanged) - _CYCLES} more")
+    found = at_most(
+        "labels_order",
+        classes,
+        0,
+        "the reference gives each class's images to the next; rename the folders of the data, or fix the labels "
+        "file that was exported",
+    )
+    words = f"the labels of {classes} classes are exchanged ({'; '.join(cycles)}), expected 0"
+    return msgspec.structs.replace(found, words=words)
+
+
+def images_short(labelled: Labelled, points: float) -> int:
+    """Return about how many images would resolve `points`, zero when no number of them would."""
+    return images_needed(labelled.paired, min(points, 100) / 100) if points > 0 else 0
 
 
 def resolves(labelled: Labelled, points: float) -> bool:
@@ -139,10 +165,29 @@ def unresolved(labelled: Labelled, points: float) -> str:
     """Return the clause that says that the data are too few for `points`, and how many would do."""
     if points <= 0:
         return f"{labelled.images} images cannot show that nothing at all is lost"
-    needed = images_needed(labelled.paired, min(points, 100) / 100)
+    needed = images_short(labelled, points)
     if needed > labelled.images:
-        return f"{labelled.images} images are too few to resolve {points:g} points: about {needed} would do"
+        return f"{labelled.images} images are too few to resolve {points:g} points (about {needed} would do)"
     return f"the drop is too close to {points:g} points for {labelled.images} images to tell"
+
+
+def batches(errors: Mapping[int, float | None], limit: float) -> Criterion:
+    """Hold full batches to the same run's logits of the same images in batches of other sizes.
+
+    `errors` are ‖a−b‖/‖b‖ by the size of the batch, at least one, None where undefined. The greatest decides.
+    """
+    worst = max(errors, key=lambda size: math.inf if (error := errors[size]) is None else error)
+    detail = "‖a−b‖/‖b‖ to the run's own logits of the same images in other batches"
+    if len(errors) > 1:
+        detail += f"; full batches of {' and '.join(map(str, errors))}, the greatest at {worst}"
+    else:
+        detail += f"; a full batch of {worst}"
+    return at_most("batches", errors[worst], limit, detail)
+
+
+def recorded(non_finite: int) -> Criterion:
+    """Check that the recorded stages are finite, as the eager ones are; `non_finite` counts the images that are not."""
+    return at_most("recorded", non_finite, 0, "images with NaN or infinite logits in a recorded stage")
 
 
 def at_most(name: str, value: float | None, limit: float, detail: str = "") -> Criterion:
@@ -163,6 +208,14 @@ def at_least(name: str, value: float | None, limit: float, detail: str = "") -> 
 
 def _float(value: float | None) -> float | None:
     return None if value is None else float(value)  # a count is given as an int
+
+
+def _cycle(classes: Sequence[int], names: Sequence[str]) -> str:
+    """Return "three → eight → three"."""
+    said = [printable(names[one]) if one < len(names) else str(one) for one in classes]
+    if len(said) > _CLASSES:
+        return " → ".join([*said[:_CLASSES], f"{len(said) - _CLASSES} more", said[0]])
+    return " → ".join([*said, said[0]])
 
 
 def _drop_detail(labelled: Labelled) -> str:

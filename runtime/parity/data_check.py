@@ -24,9 +24,14 @@ from resnet_export.runtime.parity.criteria import (
     min_agreement,
 )
 from resnet_export.runtime.parity.golden_check import Limits, Subject, error_text
+from resnet_export.runtime.parity.metrics import SAME
 from resnet_export.runtime.parity.plan import is_reference
 from resnet_export.runtime.parity.report import Check
+from resnet_export.runtime.parity.request import check_batch
 from resnet_export.runtime.preprocess import to_input
+
+ADD_EAGER = "--reference eager (with --weights, if the bundle is of a checkpoint)"
+"""What gives the fp32 graph itself something to be compared with."""
 
 
 class Remembered:
@@ -48,13 +53,13 @@ class Remembered:
 
 def inputs(data: Iterable[ImageBatch], limits: Limits) -> Iterator[ImageBatch]:
     """Return the batches with network inputs in place of crops; looks at the first before any work is done."""
-    batches = _limited(data, limits.asked.limit)
+    batches = _limited(data, limits.asked.limit, limits.manifest.preprocessing.crop)
     first = next(batches, None)
     if first is None:
-        raise DatasetError(f"{limits.asked.data} hold no image; give at least one")
+        raise DatasetError(f"there is no image in {limits.asked.data}; give at least one")
     if limits.asked.max_drop is not None and first.labels is None:
         raise DatasetError(
-            f"max_drop was given, and {limits.asked.data} have no labels; give labelled images"
+            f"max_drop was given, and the images of {limits.asked.data} have no labels; give labelled images"
         )
     preprocessing = limits.manifest.preprocessing
     return (
@@ -63,9 +68,10 @@ def inputs(data: Iterable[ImageBatch], limits: Limits) -> Iterator[ImageBatch]:
     )
 
 
-def _limited(data: Iterable[ImageBatch], limit: int | None) -> Iterator[ImageBatch]:
+def _limited(data: Iterable[ImageBatch], limit: int | None, side: int) -> Iterator[ImageBatch]:
     left = math.inf if limit is None else limit
     for batch in data:
+        check_batch(batch, side)
         count = len(batch.images)
         if count > left:
             keep = int(left)
@@ -92,7 +98,7 @@ def check_data(
     source = chosen.runner if chosen is not None else eager
     if source is None:
         return subjects, (
-            f"{limits.asked.data} were not used: the fp32 graph, their reference, failed against golden",
+            f"the images of {limits.asked.data} were not used: the fp32 graph, their reference, failed against golden",
         )
     reference = Remembered(source)
     runners: dict[str, Runner] = {}
@@ -109,7 +115,28 @@ def check_data(
         _with_data(subject, found.get(subject.entry.key), error, limits, itself=subject is chosen)
         for subject in subjects
     )
-    return checked, ()
+    return checked, tuple(_remarks(checked, chosen, limits))
+
+
+def _remarks(subjects: tuple[Subject, ...], chosen: Subject | None, limits: Limits) -> Iterator[str]:
+    """Yield what the data could not tell."""
+    if chosen is not None and len(subjects) == 1:
+        yield (
+            f"the images of {limits.asked.data} were compared with nothing: {chosen.entry.title}, their reference, is "
+            f"all that ran; add {ADD_EAGER}, or another artifact or backend"
+        )
+    checks = (subject.entry.check("data") for subject in subjects)
+    if any(check is not None and not _varied(check.comparison) for check in checks):
+        yield (
+            f"the images of {limits.asked.data} leave the centred cosine out, since the reference gives all of them "
+            "the same logits; give several different images"
+        )
+
+
+def _varied(found: Comparison) -> bool:
+    """Whether the reference's logits vary; where the candidate has none to compare, nothing is known."""
+    spread, figures = found.figures.reference_spread, found.figures
+    return figures.non_finite == figures.images or (spread is not None and spread > SAME)
 
 
 def _can_refer(subject: Subject) -> bool:
@@ -145,7 +172,10 @@ def _with_data(
 def _criteria(subject: Subject, found: Comparison, limits: Limits, *, itself: bool) -> Iterator[Criterion]:
     labelled, asked = found.labelled, limits.asked
     if not itself:
-        yield from judge(found.figures, subject.entry.tolerance, near_ties_agree=limits.untrained)
+        tolerance = subject.entry.tolerance
+        if not _varied(found):
+            tolerance = msgspec.structs.replace(tolerance, centred_cosine=None)
+        yield from judge(found.figures, tolerance, near_ties_agree=limits.untrained)
         if asked.min_agreement is not None:
             yield min_agreement(found, asked.min_agreement)
         if labelled is not None:
@@ -155,4 +185,4 @@ def _criteria(subject: Subject, found: Comparison, limits: Limits, *, itself: bo
         fit = labels_fit(labelled)
         if fit is not None:
             yield fit
-        yield labels_order(labelled)
+        yield labels_order(labelled, limits.manifest.labels)

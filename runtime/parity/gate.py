@@ -7,26 +7,29 @@ that the caller brings. Everything streams: one pass over the images, one batch 
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
+import numpy as np
+
 from resnet_export.runtime.backends import ROUTES
-from resnet_export.runtime.errors import NoBackendError, RequestError
+from resnet_export.runtime.errors import BundleError, NoBackendError, RequestError
 from resnet_export.runtime.golden import EAGER, read_golden
 from resnet_export.runtime.host import HostFacts, probe
 from resnet_export.runtime.manifest import Precision, read_manifest
-from resnet_export.runtime.parity.blame import blame
-from resnet_export.runtime.parity.compare import ImageBatch, Runner, printable
-from resnet_export.runtime.parity.data_check import check_data, inputs
+from resnet_export.runtime.parity.blame import blame, hint
+from resnet_export.runtime.parity.compare import ImageBatch, Runner
+from resnet_export.runtime.parity.data_check import ADD_EAGER, check_data, inputs
 from resnet_export.runtime.parity.golden_check import Limits, Subject, check_golden, require_same
-from resnet_export.runtime.parity.plan import is_reference, plan
-from resnet_export.runtime.parity.preprocessing_check import check_preprocessing
+from resnet_export.runtime.parity.metrics import varies
+from resnet_export.runtime.parity.plan import Plan, is_reference, plan
+from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, check_preprocessing
 from resnet_export.runtime.parity.report import Asked, ParityReport, identity, summarize
-from resnet_export.runtime.parity.tolerances import Overrides
+from resnet_export.runtime.parity.request import ask, check_path
+from resnet_export.runtime.parity.tolerances import GivenLimits, checked_overrides, loosened
 from resnet_export.runtime.progress import Progress, silent
 
 # With fewer classes predicted than this, agreement on the golden images proves little.
@@ -44,7 +47,7 @@ def run_parity(
     eager: Runner | None = None,
     max_drop: float | None = None,
     min_agreement: float | None = None,
-    tolerances: Overrides | None = None,
+    tolerances: GivenLimits | None = None,
     limit: int | None = None,
     threads: int | None = None,
     progress: Progress = silent,
@@ -60,7 +63,8 @@ def run_parity(
             the fp32 graph is the reference.
         max_drop: the accuracy drop in percentage points that is still in order; needs labelled `data`.
         min_agreement: the top-1 agreement in percent that is demanded on `data`, or on the golden images without.
-        tolerances: limits that replace the bundle's, see `parse_overrides`.
+        tolerances: limits that replace the bundle's: {"fp16": {"centred_cosine": 0.9995}}, or what `parse_overrides`
+            returns.
         limit: use at most that many images of `data`.
         threads: CPU threads of each backend; by default the backend decides.
 
@@ -68,26 +72,33 @@ def run_parity(
     that this host cannot make is listed as skipped with its reason.
 
     Raises:
-        RequestError: an option is wrong; DatasetError: `data` is empty, or its labels are missing or wrong.
+        RequestError: an option is wrong, or cannot be held to anything that would run; DatasetError: `data` is empty,
+            or its labels are missing or wrong.
         BundleError, SchemaError, IntegrityError: the bundle cannot be read, is not what was exported, or was
             replaced during the check.
         NoBackendError: `data` was given, and no fp32 graph runs here that it could be compared with.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
-    asked = Asked(
-        artifacts=_names(artifacts),
-        backends=_names(backends),
-        precisions=None if precisions is None else tuple(dict.fromkeys(precisions)),
-        data=None if data is None else printable(data_name),
-        reference="onnx" if eager is None else EAGER,
-        limit=limit,
+    check_path("bundle", bundle, "a bundle's folder")
+    asked = ask(
+        data=data,
+        data_name=data_name,
+        artifacts=artifacts,
+        backends=backends,
+        precisions=precisions,
+        eager=eager,
         max_drop=max_drop,
         min_agreement=min_agreement,
+        tolerances=tolerances,
+        limit=limit,
+        threads=threads,
     )
-    _check_asked(asked)
+    overrides = {} if tolerances is None else checked_overrides(tolerances)
     manifest = read_manifest(bundle)
-    limits = Limits(manifest, read_golden(bundle), asked, tolerances)
+    golden = read_golden(bundle)
     require_same(read_manifest(bundle), manifest)
+    if not np.isfinite(golden.logits[EAGER]).all():
+        raise BundleError("the recorded eager logits hold NaN or infinity; export the bundle again")
     host = probe()
     planned = plan(manifest, host, asked)
     if asked.data is not None and eager is None and not any(map(is_reference, planned.runs)):
@@ -95,8 +106,13 @@ def run_parity(
             f"{asked.data} need the fp32 graph to be compared with, and nothing on this host runs it; install a "
             "backend that does (pip install 'resnet-export[cpu]'), or leave the data out"
         )
-    sample = limits.golden.sample
-    drift = () if sample is None else check_preprocessing(sample, manifest.preprocessing)
+    if eager is None:
+        _require_comparison(asked, planned)
+    drift = () if golden.sample is None else check_preprocessing(golden.sample, manifest.preprocessing)
+    normalized = manifest.preprocessing.in_graph or all(
+        criterion.passed for criterion in drift if criterion.name == NORMALIZE
+    )
+    limits = Limits(manifest, golden, asked, overrides, input_differs=not normalized)
     stream = None if data is None else inputs(data, limits)
 
     with ExitStack() as stack:
@@ -110,6 +126,8 @@ def run_parity(
             subjects, remarks = check_data(subjects, batches, limits, eager)
             notes += remarks
     entries = tuple(subject.entry for subject in subjects)
+    logits = {subject.entry.key: subject.golden for subject in subjects if subject.golden is not None}
+    stage = blame(entries, drift, varies=varies(golden.logits[EAGER]))
     return ParityReport(
         schema=1,
         bundle=identity(manifest),
@@ -118,7 +136,9 @@ def run_parity(
         skipped=planned.skipped,
         unverified=planned.unverified,
         notes=notes,
-        verdict=summarize(entries, planned.unverified, planned.unmet, drift, blame(entries, drift)),
+        verdict=summarize(
+            entries, planned.unverified, planned.unmet, drift, stage, hint(stage, entries, drift, logits)
+        ),
         preprocessing=drift,
         versions=_versions(host, {entry.backend for entry in entries}),
         times={
@@ -133,32 +153,37 @@ def run_parity(
     )
 
 
-def _names(given: Collection[str] | None) -> tuple[str, ...] | None:
-    return None if given is None else tuple(dict.fromkeys(given))
+def _require_comparison(asked: Asked, planned: Plan) -> None:
+    """Refuse limits on further images through which the reference alone would go: nothing would be held to them.
 
-
-def _check_asked(asked: Asked) -> None:
-    drop, agreement = asked.max_drop, asked.min_agreement
-    if drop is not None and not (math.isfinite(drop) and 0 <= drop <= 100):
-        raise RequestError(f"max_drop is {drop:g}, expected percentage points from 0 to 100")
-    if drop is not None and asked.data is None:
-        raise RequestError("max_drop was given without data; accuracy needs labelled images: give some")
-    if agreement is not None and not (math.isfinite(agreement) and 0 <= agreement <= 100):
-        raise RequestError(f"min_agreement is {agreement:g}, expected percent from 0 to 100")
-    if asked.limit is not None and asked.limit < 1:
-        raise RequestError(f"limit is {asked.limit}, expected at least one image")
-    for name, given in (("artifacts", asked.artifacts), ("backends", asked.backends)):
-        if given is not None and not given:
-            raise RequestError(f"{name} is empty; name at least one, or leave it out for all")
+    What was asked for by name and does not run is left to the verdict, which says so.
+    """
+    demands = [name for name in ("max_drop", "min_agreement") if getattr(asked, name) is not None]
+    if asked.data is not None and demands and len(planned.runs) == 1 and not planned.unmet:
+        (run,) = planned.runs
+        raise RequestError(
+            f"{' and '.join(demands)} cannot be held to anything, since {run.artifact.name} on {run.backend}, the "
+            f"reference of {asked.data}, is all that would run; add {ADD_EAGER}, or choose another artifact or "
+            "backend"
+        )
 
 
 def _notes(limits: Limits, subjects: tuple[Subject, ...]) -> tuple[str, ...]:
     notes = [" ".join(notice.split()) for notice in limits.manifest.provenance.notices]
     if limits.golden.sample is None:
         notes.append("the bundle holds no sample of its preprocessing, which was not checked")
+    model = limits.manifest.model
+    notes += loosened(
+        limits.manifest.tolerances, limits.overrides, untrained=limits.untrained, depth=model.depth
+    )
     checks = [check for subject in subjects for check in subject.entry.checks]
     classes = checks[0].comparison.figures.reference_classes if checks else _FEW_CLASSES
-    if classes < _FEW_CLASSES:
+    if not varies(limits.golden.logits[EAGER]):
+        notes.append(
+            "the network itself gives every golden image the same logits, so that nothing can be told of its "
+            "artifacts; look at the checkpoint that was exported"
+        )
+    elif classes < _FEW_CLASSES:
         notes.append(
             f"eager predicts only {classes} of the classes on the golden images, so that agreement proves "
             "little there; the centred cosine does not depend on it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain as joined
@@ -21,7 +21,8 @@ from resnet_export.runtime.host import HostFacts
 from resnet_export.runtime.manifest import BatchRange, Manifest, Precision, Tolerance
 from resnet_export.runtime.parity.attribution import Attribution, attribute, chain
 from resnet_export.runtime.parity.compare import Runner, compare, printable
-from resnet_export.runtime.parity.criteria import judge, min_agreement
+from resnet_export.runtime.parity.criteria import batches, judge, min_agreement, recorded
+from resnet_export.runtime.parity.metrics import relative_error
 from resnet_export.runtime.parity.plan import Run
 from resnet_export.runtime.parity.report import Asked, Check, Entry
 from resnet_export.runtime.parity.tolerances import Overrides, coarser, near_tie_width, tolerance_for
@@ -46,21 +47,26 @@ class Clocked:
 
 @dataclass(frozen=True)
 class Subject:
-    """One run with its verdict so far, and its runner while it is open."""
+    """One run with its verdict so far, its runner while it is open, and its logits on the golden images [N, C]."""
 
     run: Run
     entry: Entry
     runner: Clocked | None
+    golden: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Everything that verdicts are made of besides figures."""
+    """Everything that verdicts are made of besides figures.
+
+    `input_differs` says that this host normalizes otherwise than the export did.
+    """
 
     manifest: Manifest
     golden: Golden
     asked: Asked
-    overrides: Overrides | None
+    overrides: Overrides
+    input_differs: bool = False
 
     @property
     def untrained(self) -> bool:
@@ -105,13 +111,15 @@ def check_golden(
         return Subject(run, _entry(run, limits, host, error=error_text("could not be opened", error)), None)
     require_same(session.manifest, limits.manifest)
     runner = Clocked(session.run)
+    found: NDArray[np.float32] | None = None
     try:
-        entry = _golden_entry(run, session, runner, limits, host)
+        found = _run_once(runner, limits)
+        entry = _golden_entry(run, session, found, _run_full(runner, found, limits), limits, host)
     except BackendError as error:
         entry = _entry(run, limits, host, session=session, error=error_text("failed while running", error))
     if not keep or entry.error is not None:
         session.close()
-    return Subject(run, entry, runner)
+    return Subject(run, entry, runner, found)
 
 
 def require_same(found: Manifest, expected: Manifest) -> None:
@@ -120,17 +128,39 @@ def require_same(found: Manifest, expected: Manifest) -> None:
         raise BundleError("the bundle was replaced while it was checked; check it again")
 
 
-def _golden_entry(run: Run, session: Session, runner: Clocked, limits: Limits, host: HostFacts) -> Entry:
-    manifest, golden = limits.manifest, limits.golden
+def _run_once(runner: Clocked, limits: Limits) -> NDArray[np.float32]:
+    """Return the logits of the golden images, float32 [N, C], each run once."""
+    images, manifest = limits.golden.images, limits.manifest
+    parts = (images[part] for part in batch_slices(len(images), manifest.batch))
+    return np.concatenate([np.asarray(runner(to_input(part, manifest.preprocessing))) for part in parts])
+
+
+def _run_full(runner: Clocked, found: NDArray[np.float32], limits: Limits) -> dict[int, float | None]:
+    """Run full batches, and return by their size how far they are from `found`, the logits of the single pass."""
+    images, manifest = limits.golden.images, limits.manifest
+    errors: dict[int, float | None] = {}
+    for rows in full_batches(len(images), manifest.batch):
+        logits = runner(to_input(images[rows], manifest.preprocessing))
+        errors[len(rows)] = relative_error(found[rows], logits)
+    return errors
+
+
+def _golden_entry(
+    run: Run,
+    session: Session,
+    found: NDArray[np.float32],
+    full: Mapping[int, float | None],
+    limits: Limits,
+    host: HostFacts,
+) -> Entry:
+    golden = limits.golden
     eager = golden.logits[EAGER]
-    inputs = (
-        to_input(golden.images[part], manifest.preprocessing)
-        for part in batch_slices(len(eager), manifest.batch)
-    )
-    found = np.concatenate([np.asarray(runner(images)) for images in inputs])
     entry = _entry(run, limits, host, session=session)
     comparison = compare(eager, found, near_tie=limits.near_tie(entry.tolerance))
     criteria = [*judge(comparison.figures, entry.tolerance, near_ties_agree=limits.untrained)]
+    if full and entry.tolerance.relative_error is not None:
+        criteria.append(batches(full, entry.tolerance.relative_error))
+    criteria.append(recorded(_non_finite(run, entry, golden)))
     if limits.asked.min_agreement is not None and limits.asked.data is None:
         criteria.append(min_agreement(comparison, limits.asked.min_agreement))
     check = Check(
@@ -139,16 +169,24 @@ def _golden_entry(run: Run, session: Session, runner: Clocked, limits: Limits, h
         reference_error=None,
         comparison=comparison,
         criteria=tuple(criteria),
+        batches=tuple(full),
     )
     return msgspec.structs.replace(
         entry, checks=(check,), attribution=_attribution(run, found, entry, limits)
     )
 
 
-def batch_slices(count: int, batch: BatchRange) -> Iterator[slice]:
-    """Cut `count` images into batches of the smallest, the usual and then the largest size.
+def _non_finite(run: Run, entry: Entry, golden: Golden) -> int:
+    """Return on how many golden images a recorded stage of the run is not finite."""
+    stages = chain(run.artifact, tuple(golden.logits), entry.ran)
+    finite = [np.isfinite(golden.logits[stage.name]).all(axis=1) for stage in stages[:-1]]
+    return int((~np.logical_and.reduce([np.ones(len(golden.images), bool), *finite])).sum())
 
-    An artifact whose batch axis is frozen, or that is wrong at one size only, shows at another.
+
+def batch_slices(count: int, batch: BatchRange) -> Iterator[slice]:
+    """Cut `count` images into batches of the smallest, the usual and then the largest size, each image once.
+
+    An artifact whose batch axis is frozen shows at another size.
     """
     start = 0
     for size in joined([batch.min, batch.opt], iter(lambda: batch.max, None)):
@@ -156,6 +194,16 @@ def batch_slices(count: int, batch: BatchRange) -> Iterator[slice]:
             return
         yield slice(start, min(start + size, count))
         start += size
+
+
+def full_batches(count: int, batch: BatchRange) -> Iterator[NDArray[np.intp]]:
+    """Yield full batches of the sizes in `batch` that `batch_slices` does not make, as numbers of images in turn.
+
+    Few images do not fill a large batch, and an artifact may be wrong in large ones alone.
+    """
+    cut = {part.stop - part.start for part in batch_slices(count, batch)}
+    for size in sorted({batch.min, batch.opt, batch.max} - cut):
+        yield np.arange(size) % count
 
 
 def _attribution(run: Run, found: NDArray[np.float32], entry: Entry, limits: Limits) -> Attribution:
@@ -167,6 +215,7 @@ def _attribution(run: Run, found: NDArray[np.float32], entry: Entry, limits: Lim
         {precision: limits.tolerance(precision) for precision in Precision},
         entry.title,
         near_ties_agree=limits.untrained,
+        input_differs=limits.input_differs,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from resnet_export.runtime.parity.criteria import Criterion
 from resnet_export.runtime.parity.report import Check, Entry, ParityReport, describe
+from resnet_export.runtime.parity.text import details
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -22,7 +23,7 @@ def render(report: ParityReport) -> bytes:
     A criterion that does not hold is a failure; an artifact that a backend could not open or run is an
     error; one that nothing on this host could run is skipped, with the reason. An artifact that was asked
     for by name and ran nowhere, like a report without any entry, is an error too, so that CI does not take
-    it for success.
+    it for success. The suite's output holds the notes.
     """
     from xml.etree import ElementTree
 
@@ -35,6 +36,9 @@ def render(report: ParityReport) -> bytes:
         *_unverified_case(report),
     ]
     suite.extend(cases)
+    notes = dict(details(report)).get("Notes", [])
+    if notes:
+        _child(suite, "system-out", "\n".join(notes))
     totals = {
         "tests": str(len(cases)),
         "failures": str(sum(case.find("failure") is not None for case in cases)),

@@ -26,6 +26,10 @@ from resnet_export.runtime.manifest import Struct
 _NO_VARIATION = 1e-27
 
 
+SAME = 1e-5
+"""A spread below it is rounding: the logits of one image differ by up to 3e-6 between batches and backends."""
+
+
 class Figures(Struct, frozen=True):
     """The figures of one comparison. Counts are over all images, errors over those with finite logits.
 
@@ -40,6 +44,9 @@ class Figures(Struct, frozen=True):
     candidate's own ties fall to the lower class index, as argmax has it. `near_tie_flips` counts the images
     that are not in `top1` only because the reference itself puts the two classes within the near-tie width
     of the comparison.
+
+    `reference_spread` is ‖b−m‖/‖b‖, m being the mean of b over the images: zero when the reference gives every
+    image the same logits, None when they are all zero.
     """
 
     images: int
@@ -57,6 +64,7 @@ class Figures(Struct, frozen=True):
     near_tie_flips: int
     reference_classes: int
     candidate_classes: int
+    reference_spread: float | None = None
 
     @property
     def top1_agreement(self) -> float:
@@ -230,6 +238,7 @@ class Metrics:
             near_tie_flips=self.near_tie_flips,
             reference_classes=int(self.seen_b.sum()),
             candidate_classes=int(self.seen_a.sum()),
+            reference_spread=math.sqrt(self.centred_bb / self.sum_bb) if self.sum_bb > 0 else None,
         )
 
 
@@ -285,6 +294,21 @@ def _cosine(xy: float, xx: float, yy: float) -> float | None:
     if xx <= 0 or yy <= 0:
         return None
     return max(-1.0, min(1.0, xy / (math.sqrt(xx) * math.sqrt(yy))))
+
+
+def relative_error(reference: ArrayLike, candidate: ArrayLike) -> float | None:
+    """Return ‖a−b‖/‖b‖ of float logits [N, C]; None where either is not finite, or `reference` is zero."""
+    b, a = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+    if not (np.isfinite(b).all() and np.isfinite(a).all() and b.any()):
+        return None
+    return math.sqrt(inner(a - b, a - b) / inner(b, b))
+
+
+def varies(logits: ArrayLike) -> bool:
+    """Whether finite logits [N, C] differ between the images by more than rounding does."""
+    x = np.asarray(logits, np.float64)
+    centred = x - x.mean(axis=0)
+    return inner(centred, centred) > SAME**2 * inner(x, x)
 
 
 def log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:

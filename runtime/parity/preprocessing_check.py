@@ -7,7 +7,7 @@ what the export made of it, and every check makes it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -22,6 +22,18 @@ from resnet_export.runtime.parity.criteria import Criterion, at_most
 PREPROCESSING = "preprocessing"
 """The name of the stage."""
 
+CROP, NORMALIZE = "crop", "normalize"
+"""The names of its criteria."""
+
+_COMPARE = {
+    CROP: "compare the manifest's resize, crop and interpolation, and this host's Pillow, with the export's",
+    NORMALIZE: "compare the manifest's mean and std with the export's",
+}
+_WHAT = {
+    CROP: "of the bundle's sample, once decoded, resized and cropped",
+    NORMALIZE: "of the bundle's sample and of each byte, once normalized",
+}
+
 
 def check_preprocessing(sample: Sample, preprocessing: Preprocessing) -> tuple[Criterion, ...]:
     """Repeat the steps of the export on its sample, by what the manifest says and this host's libraries.
@@ -33,25 +45,37 @@ def check_preprocessing(sample: Sample, preprocessing: Preprocessing) -> tuple[C
     return tuple(_criteria(sample, preprocessing))
 
 
+def advice(criteria: Sequence[Criterion]) -> str:
+    """Return what to do about those of `criteria` that do not hold, in one clause."""
+    return " and ".join(_COMPARE[one.name] for one in criteria if not one.passed)
+
+
 def _criteria(sample: Sample, preprocessing: Preprocessing) -> Iterator[Criterion]:
     try:
         crop = preprocess.load(sample.file, preprocessing, name="the bundle's sample")
     except ImageError as error:
-        yield at_most("crop", None, 0, " ".join(str(error).split()))
+        undone = at_most(CROP, None, 0, " ".join(str(error).split()))
+        yield msgspec.structs.replace(undone, words="the crop cannot be made")
     else:
-        yield _compared("crop", crop, sample.crop, "once decoded, resized and cropped")
+        yield _compared(CROP, crop, sample.crop)
     every = np.arange(256, dtype=np.uint8)[None, None, :, None].repeat(3, axis=3)
     outside = msgspec.structs.replace(preprocessing, in_graph=False)
     found = [preprocess.to_input(images, outside).ravel() for images in (sample.crop[None], every)]
     channels = np.arange(3)[:, None, None]
     expected = [sample.values[channels, sample.crop.transpose(2, 0, 1)].ravel(), sample.values.ravel()]
-    yield _compared("normalize", np.concatenate(found), np.concatenate(expected), "once normalized")
+    yield _compared(NORMALIZE, np.concatenate(found), np.concatenate(expected))
 
 
-def _compared(name: str, found: NDArray[np.generic], expected: NDArray[np.generic], what: str) -> Criterion:
+def _compared(name: str, found: NDArray[np.generic], expected: NDArray[np.generic]) -> Criterion:
     if found.shape != expected.shape:
-        return at_most(name, None, 0, f"{what}, it has shape {list(found.shape)}, not {list(expected.shape)}")
+        shapes = f"has shape {list(found.shape)}, expected {list(expected.shape)}"
+        criterion = at_most(name, None, 0, f"{_WHAT[name]}; {_COMPARE[name]}")
+        return msgspec.structs.replace(criterion, words=f"the {name} {shapes}")
     distance = np.abs(found.astype(np.float64) - expected.astype(np.float64))
     count = int((found != expected).sum())
-    detail = f"values of the bundle's sample that differ {what}, of {expected.size}"
-    return at_most(name, count, 0, f"{detail}; by {distance.max():.3g} at most" if count else detail)
+    what = "crop" if name == CROP else "normalized input"
+    words = f"{count} of {expected.size} values of the {what} differ, expected 0"
+    detail = _WHAT[name]
+    if count:
+        detail += f", by {distance.max():.3g} at most; {_COMPARE[name]}"
+    return msgspec.structs.replace(at_most(name, count, 0, detail), words=words)

@@ -13,7 +13,7 @@ from resnet_export.runtime.errors import SchemaError
 from resnet_export.runtime.manifest import Manifest, Precision, Struct, Tolerance, Verdict, WeightsInfo
 from resnet_export.runtime.parity.attribution import Attribution
 from resnet_export.runtime.parity.compare import Comparison
-from resnet_export.runtime.parity.criteria import Criterion
+from resnet_export.runtime.parity.criteria import Criterion, images_short, resolves, unresolved
 from resnet_export.runtime.parity.layers import Layerwise
 
 REPORT_SCHEMA = 1
@@ -37,7 +37,12 @@ class BundleIdentity(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True):
-    """What was asked of the check. None: not asked for. `data` says in words what the further images are."""
+    """What was asked of the check. None: not asked for. `data` says in words what the further images are.
+
+    `seed` is that of the draw that `limit` makes from a path. `tolerances` is the file that limits came from, or says
+    that they came without one; `weights` is the checkpoint's. `layers` are the artifacts whose layers were asked
+    for, "all" among them, none when layers were not to be compared, and None for those of what fails.
+    """
 
     artifacts: tuple[str, ...] | None = None
     backends: tuple[str, ...] | None = None
@@ -47,6 +52,10 @@ class Asked(Struct, frozen=True):
     limit: int | None = None
     max_drop: float | None = None
     min_agreement: float | None = None
+    seed: int | None = None
+    tolerances: str | None = None
+    layers: tuple[str, ...] | None = None
+    weights: str | None = None
 
 
 class Check(Struct, frozen=True):
@@ -54,7 +63,7 @@ class Check(Struct, frozen=True):
 
     `images` is "golden" or "data"; `reference` is "eager" for the golden images, and what `Asked.reference`
     says for data; `reference_error` is then the reference's own relative error against eager on the golden
-    images.
+    images. `batches` are the sizes of the full batches that golden images were run in once more.
     """
 
     images: Literal["golden", "data"]
@@ -62,6 +71,7 @@ class Check(Struct, frozen=True):
     reference_error: float | None
     comparison: Comparison
     criteria: tuple[Criterion, ...]
+    batches: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -216,8 +226,12 @@ def summarize(
     unmet: tuple[str, ...] = (),
     preprocessing: tuple[Criterion, ...] = (),
     stage: str | None = None,
+    hint: str = "",
 ) -> Summary:
     """Return the verdict over `entries` and the criteria of `preprocessing`; `stage` is what a failure points to.
+
+    `hint` is a clause that says more of the stage. Where data are too few for the limit on accuracy that was
+    asked for, the sentence of a pass says so.
 
     Artifacts in `unverified`, which nothing here could run, are named and the rest decides; but where
     nothing ran, nothing has passed. What was asked for by name and did not run (`unmet`) is an error of the
@@ -239,7 +253,7 @@ def summarize(
                 f"; {sentence.removeprefix('FAILED: ')}" if failed else ""
             )
         if stage is not None:
-            sentence += f". First stage to look at: {stage}"
+            sentence += f". First stage to look at: {stage}{', ' if hint else ''}{hint}"
         return Summary(status="failed", sentence=f"{sentence}.{missing}", exit_code=1, stage=stage)
     if not entries or unmet:
         asked = f" Asked for and not run: {', '.join(unmet)}." if unmet else ""
@@ -248,11 +262,29 @@ def summarize(
             sentence=f"NOT VERIFIED: {runs if entries else 'nothing'} checked.{asked}{missing}",
             exit_code=2,
         )
+    doubt = _doubt(entries)
     return Summary(
         status="passed",
-        sentence=f"PASSED: {runs} checked, all within tolerance.{missing}",
+        sentence=f"PASSED: {runs} checked, all within tolerance{', but ' if doubt else ''}{doubt}.{missing}",
         exit_code=0,
     )
+
+
+def _doubt(entries: tuple[Entry, ...]) -> str:
+    """Say what the data cannot tell about the limit on accuracy: of the runs that hold it, for the least certain."""
+    found = [
+        (images_short(check.comparison.labelled, criterion.limit), check.comparison.labelled, criterion.limit)
+        for entry in entries
+        for check in entry.checks
+        for criterion in check.criteria
+        if criterion.name == "max_drop"
+        and check.comparison.labelled is not None
+        and not resolves(check.comparison.labelled, criterion.limit)
+    ]
+    if not found:
+        return ""
+    _, labelled, limit = max(found, key=lambda one: one[0])
+    return unresolved(labelled, limit)
 
 
 def failure(entry: Entry) -> str:
@@ -270,7 +302,9 @@ def failure(entry: Entry) -> str:
 
 
 def describe(criterion: Criterion) -> str:
-    """Return a criterion as "centred cosine 0.9312, expected ≥ 0.9999"."""
+    """Return a criterion as "centred cosine 0.9312, expected ≥ 0.9999", or in its own words."""
+    if criterion.words:
+        return criterion.words
     label = criterion.name.replace("_", " ")
     value = "undefined" if criterion.value is None else number(criterion.value, criterion.limit)
     return f"{label} {value}, expected {bound(criterion)}"
@@ -282,7 +316,12 @@ def bound(criterion: Criterion) -> str:
 
 
 def number(value: float, limit: float) -> str:
-    """Return `value` in the fewest digits, from four on, that leave it on its side of `limit` and off one."""
+    """Return `value` in the fewest digits, from four on, that leave it on its side of `limit` and off one.
+
+    A whole number has all of its digits.
+    """
+    if float(value).is_integer() and abs(value) < 1e12:
+        return f"{value:.0f}"
     # The limit itself is shown in 12 digits, and what is shown must differ as well.
     others = (limit, float(f"{limit:.12g}"), 1.0)
     for digits in range(4, 13):

@@ -165,11 +165,6 @@ def _notes(report: ParityReport) -> Iterator[str]:
     yield from report.notes
     yield from grouped((entry.title, entry.emulated) for entry in report.entries if entry.emulated)
     yield from grouped((entry.title, note) for entry in report.entries for note in entry.notes)
-    for entry in report.entries:
-        for check in entry.checks:
-            for criterion in check.criteria:
-                if criterion.passed and criterion.name == "max_drop":
-                    yield f"{entry.title}: {criterion.detail}"
 
 
 def _skipped(report: ParityReport) -> Iterator[str]:

@@ -7,9 +7,10 @@ of their own.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -63,6 +64,9 @@ class Override(Struct, frozen=True, omit_defaults=True):
 
 Overrides = Mapping[Precision, Override]
 
+GivenLimits = Mapping[str, Mapping[str, float | None]] | Mapping[Precision, Override]
+"""Limits as a caller writes them: those of a tolerance file as mappings, or `Override` objects."""
+
 
 def table(*, untrained: bool, depth: int | None = None) -> Mapping[Precision, Tolerance]:
     """Return the limits per precision for a trained or an untrained network.
@@ -113,16 +117,94 @@ def tolerance_for(
 def parse_overrides(data: bytes, name: str = "the tolerance file") -> dict[Precision, Override]:
     """Read a tolerance file: JSON such as {"fp16": {"centred_cosine": 0.9995, "top1_agreement": null}}.
 
-    Raises RequestError for anything else, unknown precisions, keys and values out of range included.
+    Raises RequestError for anything else, unknown precisions, repeated keys and values out of range included.
     """
     try:
-        return msgspec.json.decode(data, type=dict[Precision, Override])
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        precisions = ", ".join(TABLE)
-        raise RequestError(
-            f"{name} is not understood ({error}); expected JSON that maps {precisions} to limits named "
-            f"{', '.join(Override.__struct_fields__)}, agreement as a fraction"
-        ) from error
+        found = msgspec.json.decode(data, type=dict[Precision, Override])
+        json.loads(data, object_pairs_hook=_once)
+    except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
+        raise _not_understood(name, "JSON", error) from error
+    return found
+
+
+def checked_overrides(given: GivenLimits, name: str = "tolerances") -> dict[Precision, Override]:
+    """Hold limits that a caller gives in place of a file to what `parse_overrides` holds a file to.
+
+    Raises RequestError.
+    """
+    try:
+        plain = msgspec.to_builtins(given, enc_hook=_plain)
+        found = msgspec.convert(plain, type=dict[Precision, Override])
+        for limits in found.values():
+            for value in msgspec.structs.asdict(limits).values():
+                if value not in (msgspec.UNSET, None) and not math.isfinite(value):
+                    raise ValueError("Number out of range")
+    except (msgspec.ValidationError, TypeError, ValueError) as error:
+        raise _not_understood(name, "a mapping", error) from error
+    return found
+
+
+def loosened(
+    manifest: Mapping[str, Tolerance],
+    overrides: Overrides,
+    *,
+    untrained: bool = False,
+    depth: int | None = None,
+) -> tuple[str, ...]:
+    """Return a sentence for each source of limits in force, the bundle and the user, that are looser than the table's.
+
+    `manifest` and `overrides` are what `tolerance_for` takes; a limit that is not checked is the loosest.
+    """
+    shipped = table(untrained=untrained, depth=depth)
+    found: dict[str, list[str]] = {}
+    for precision, row in shipped.items():
+        force = tolerance_for(precision, manifest, overrides, untrained=untrained, depth=depth)
+        given = overrides.get(precision, Override())
+        for name, value in msgspec.structs.asdict(force).items():
+            expected = getattr(row, name)
+            if expected is None or not _looser(name, value, expected):
+                continue
+            source = "the bundle" if getattr(given, name) is msgspec.UNSET else "--tolerance"
+            said = "not checked" if value is None else f"{value:.12g}"
+            found.setdefault(source, []).append(
+                f"{precision} {name.replace('_', ' ')} {said} in place of {expected:.12g}"
+            )
+    return tuple(
+        f"limits are looser than the shipped ones, by {source}: {', '.join(limits)}"
+        for source, limits in found.items()
+    )
+
+
+def _looser(name: str, value: float | None, expected: float) -> bool:
+    if value is None:
+        return True
+    return value > expected if name == "relative_error" else value < expected
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of which no key is repeated: of two the last would win, without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"Object repeats the key `{twice}`")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"A limit is of type {type(value).__name__}")
+
+
+def _not_understood(name: str, kind: str, error: Exception) -> RequestError:
+    detail = " ".join(str(error).split())
+    return RequestError(
+        f"{name} is not understood ({detail}); expected {kind} that maps {', '.join(TABLE)} to limits named "
+        f"{', '.join(Override.__struct_fields__)}, agreement as a fraction"
+    )
 
 
 def near_tie_width(tolerance: Tolerance, reference: ArrayLike) -> float:

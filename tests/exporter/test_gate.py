@@ -7,7 +7,10 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,13 +18,16 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from resnet_export.calibration.calibrate import calibrate
 from resnet_export.calibration.channels import rescale
+from resnet_export.calibration.dataset import DatasetWarning
 from resnet_export.calibration.plan import Equalization, QuantPlan
 from resnet_export.calibration.qdq import quantize
 from resnet_export.calibration.table import Factors, encode_table
 from resnet_export.exporter import ExportSpec, ModelSpec, export
+from resnet_export.exporter import report as html
 from resnet_export.exporter.eager import eager_reference
 from resnet_export.exporter.gate import check_parity, open_data
 from resnet_export.exporter.layerwise import compare_artifacts, with_layers
@@ -40,9 +46,12 @@ from resnet_export.runtime.manifest import (
     read_manifest,
 )
 from resnet_export.runtime.parity import junit, markdown, text
-from resnet_export.runtime.parity.report import decode_report, encode_report
+from resnet_export.runtime.parity.blame import suspects
+from resnet_export.runtime.parity.report import ParityReport, decode_report, encode_report
 from resnet_export.runtime.preprocess import to_input
+from tests import parity_bundle
 from tests.exported import CLASSES, SIZE, seeded_crops, seeded_resnet18
+from tests.tiny_bundle import FP16, FP32, LABELS
 
 CONV = "layer2.0.conv2"
 
@@ -388,3 +397,168 @@ def test_an_equalized_graph_is_compared_under_its_own_equalization(
     )
     (found,) = compare_artifacts(bundle, ["int8.cpu"])
     assert (found.first is None) == recorded
+
+
+# What is asked for
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return parity_bundle.write(tmp_path_factory.mktemp("tiny") / "bundle", [FP32, FP16], trained=True)
+
+
+def pictures(folder: Path, count: int = 24, classes: tuple[str, ...] = ()) -> Path:
+    """PNG files of crops, in class folders where `classes` are named, with the labels that the fp32 graph gives."""
+    images = parity_bundle.crops(count, seed=5)
+    for i, label in enumerate(parity_bundle.logits(images).argmax(axis=1)):
+        path = folder / (classes[label] if classes else "") / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i]).save(path)
+    return folder
+
+
+def noted(report: ParityReport, words: str) -> bool:
+    rendered = (
+        text.render(report),
+        markdown.render(report),
+        junit.render(report).decode(),
+        encode_report(report).decode(),
+        html.render(report).decode(),
+    )
+    return all(words in " ".join(one.replace("\\", "").split()) for one in rendered)
+
+
+def test_images_that_cannot_be_read_are_warned_of_and_counted_in_every_output(
+    tiny: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "photos")
+    (folder / "05.png").write_bytes(b"no picture")
+    with pytest.warns(DatasetWarning, match="1 of 24 images"):
+        report = check_parity(tiny, data=folder, data_name="photos", backends=["onnxruntime"], threads=1)
+    assert report.exit_code == 0
+    check = report.entries[1].check("data")
+    assert check is not None
+    assert check.comparison.figures.images == 23
+    assert noted(report, "cannot be read and was skipped; the first: 05.png")
+    whole = pictures(tmp_path / "whole")
+    assert not any("skipped" in note for note in check_parity(tiny, data=whole, threads=1).notes)
+
+
+def test_the_same_note_comes_whatever_runs_beside_the_check(tiny: Path, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "photos")
+    (folder / "05.png").write_bytes(b"no picture")
+    filters = list(warnings.filters)
+
+    def notes(_: int) -> tuple[str, ...]:
+        return check_parity(tiny, data=folder, backends=["onnxruntime"], threads=1).notes
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ThreadPoolExecutor(3) as pool:
+            found = set(pool.map(notes, range(6)))
+    assert len(found) == 1
+    assert sum("skipped" in note for note in found.pop()) == 1
+    assert warnings.filters == filters
+
+
+def test_how_folders_of_other_names_were_taken_stands_in_the_notes(tiny: Path, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "photos", 60, ("a", "b", "c", "d", "e"))
+    assert len(list(data.iterdir())) == len(LABELS)
+    with pytest.warns(DatasetWarning):
+        report = check_parity(tiny, data=data, data_name="photos", backends=["onnxruntime"], threads=1)
+    assert report.exit_code == 0
+    with pytest.warns(DatasetWarning) as caught:
+        list(open_data(tiny, data))
+    assert {str(one.message) for one in caught} <= set(report.notes)
+
+
+def test_all_layers_may_be_asked_for_by_the_commands_word(resnet18_bundle: Path) -> None:
+    report = check_parity(resnet18_bundle, backends=["onnxruntime"], layers="all")
+    assert [found.artifact for found in report.layerwise] == ["fp16"]
+    assert report.asked.layers == ("all",)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"limit": 3}, "limit was given without data"),
+        ({"seed": 3}, "seed was given without data"),
+        ({"seed": "3", "data": "d"}, "seed is '3'"),
+        ({"limit": "3", "data": "d"}, "limit is '3'"),
+        ({"max_drop": "0.5", "data": "d"}, r"max_drop is '0\.5'"),
+        ({"data": 5}, "data is 5, expected batches"),
+        ({"data": ["a.jpg"]}, r"data hold 'a\.jpg'"),
+        ({"precisions": ["fp8"]}, "no precision 'fp8'"),
+        ({"layers": 5}, "layers is 5, expected names"),
+        ({"weights": 5}, "weights is 5, expected the path"),
+        ({"tolerances": 5}, "not understood"),
+        ({"tolerances": {"fp8": {}}}, "not understood"),
+    ],
+    ids=str,
+)
+def test_an_option_of_the_wrong_kind_is_refused_in_one_sentence(
+    tiny: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RequestError, match=said) as found:
+        check_parity(tiny, **options)
+    assert "\n" not in str(found.value)
+    with pytest.raises(RequestError, match="bundle is None"):
+        check_parity(None)  # type: ignore[arg-type]
+
+
+def test_limits_in_place_of_a_file_are_what_the_file_says(tiny: Path, tmp_path: Path) -> None:
+    limits = {"fp16": {"relative_error": 1e-9}}
+    file = tmp_path / "limits.json"
+    file.write_text(json.dumps(limits))
+    options = {"artifacts": ["fp16"], "backends": ["onnxruntime"], "threads": 1, "layers": "none"}
+    given, read = (check_parity(tiny, tolerances=one, **options) for one in (limits, file))  # type: ignore[arg-type]
+    assert (given.exit_code, given.entries) == (1, read.entries)
+    assert (given.asked.tolerances, read.asked.tolerances) == ("limits in place of a file", str(file))
+
+
+def test_the_report_says_what_was_asked_of_the_check(tiny: Path, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "photos")
+    report = check_parity(
+        tiny, data=data, limit=9, seed=3, layers="none", backends=["onnxruntime"], threads=1
+    )
+    read = decode_report(encode_report(report)).asked
+    assert (read.limit, read.seed, read.layers, read.tolerances, read.weights) == (9, 3, (), None, None)
+    plain = check_parity(tiny, backends=["onnxruntime"], threads=1).asked
+    assert (plain.seed, plain.layers) == (None, None)
+
+
+# Whose layers are worth a look
+
+
+def test_labels_that_are_wrong_send_nobody_into_the_layers(tiny: Path, tmp_path: Path) -> None:
+    turned = (*LABELS[1:], LABELS[0])
+    data = pictures(tmp_path / "photos", 120, turned)
+    report = check_parity(tiny, data=data, backends=["onnxruntime"], threads=1)
+    assert (report.exit_code, report.verdict.stage) == (1, "labels")
+    assert suspects(report) == ()
+    assert report.layerwise == ()
+    assert not any("layers" in note for note in report.notes)
+
+
+@pytest.fixture(scope="module")
+def normalized_otherwise(resnet18_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ParityReport:
+    """A bundle whose manifest has another mean than the network was exported with."""
+    bundle = Path(shutil.copytree(resnet18_bundle, tmp_path_factory.mktemp("mean") / "bundle"))
+    manifest = read_manifest(bundle)
+    preprocessing = msgspec.structs.replace(manifest.preprocessing, mean=(0.0, 0.0, 0.0))
+    rewritten(bundle, msgspec.structs.replace(manifest, preprocessing=preprocessing))
+    return check_parity(bundle, backends=["onnxruntime"])
+
+
+def test_another_normalization_is_put_down_to_no_backend_and_to_no_layer(
+    normalized_otherwise: ParityReport,
+) -> None:
+    report = normalized_otherwise
+    assert (report.exit_code, report.verdict.stage) == (1, "preprocessing")
+    assert "compare the manifest's mean and std with the export's" in report.verdict.sentence
+    assert report.layerwise == ()
+    assert not any("layers" in note for note in report.notes)
+    for entry in report.entries:
+        assert entry.attribution is not None
+        assert "in the backend" not in entry.attribution.sentence
+        assert "the input is not what the export normalized" in entry.attribution.sentence

@@ -16,9 +16,10 @@ from resnet_export.calibration.dataset import DatasetWarning
 from resnet_export.calibration.plan import QuantPlan, summarize
 from resnet_export.calibration.ranges import Range
 from resnet_export.calibration.table import encode_table
-from resnet_export.exporter.report import gather, render
+from resnet_export.exporter.report import gather, read_recorded, render
 from resnet_export.exporter.report.clipping import clippings
 from resnet_export.exporter.report.material import flipped
+from resnet_export.runtime.errors import IntegrityError
 from resnet_export.runtime.parity.compare import printable
 from resnet_export.runtime.parity.report import ParityReport, encode_report
 from tests.parity_bundle import crops, write
@@ -90,6 +91,29 @@ def test_pictures_of_golden_images_come_from_the_bundle(bundle: Path) -> None:
     for key, crop in found.crops.items():
         assert key.images == "golden"
         assert np.array_equal(crop, crops()[key.number])
+
+
+def test_what_is_said_of_the_data_when_they_are_checked_is_not_said_again(
+    bundle: Path, tmp_path: Path
+) -> None:
+    for i, image in enumerate(crops(60, seed=4)):
+        folder = tmp_path / "edcba"[i % 5]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    with pytest.warns(DatasetWarning, match="alphabetical order"):
+        report = checked(bundle, tmp_path)
+    found = gather(bundle, report, data=tmp_path)  # a warning would be an error
+    assert any(key.images == "data" for key in found.crops)
+
+
+def test_what_was_recorded_is_not_read_again(tmp_path: Path) -> None:
+    bundle = with_file(write(tmp_path / "tiny", [FP32]), "calibration.json", encode_table(table()))
+    recorded = read_recorded(bundle)
+    report = checked(bundle)
+    (bundle / "calibration.json").unlink()
+    assert gather(bundle, report, recorded=recorded).table == table()
+    with pytest.raises(IntegrityError, match=r"'calibration\.json'"):
+        gather(bundle, report)
 
 
 def test_data_that_vanished_leave_the_page_without_pictures(bundle: Path, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 from resnet_export.exporter.report import Material, gather, render
 from resnet_export.exporter.report.gallery import SIDE as THUMBNAIL
 from resnet_export.exporter.report.material import SHOWN, flipped
+from resnet_export.exporter.report.page import command
 from resnet_export.exporter.report.speed import milliseconds
 from resnet_export.runtime.errors import BundleError
 from resnet_export.runtime.parity.compare import compare
-from resnet_export.runtime.parity.report import ParityReport, decode_report, encode_report
+from resnet_export.runtime.parity.report import Check, ParityReport, decode_report, encode_report
+from resnet_export.runtime.parity.request import IN_PLACE
 from tests.parity_bundle import graph, write
 from tests.parity_page import archive, checked, damaged_bundle, table, with_layers
 from tests.tiny_bundle import FP16, FP32
@@ -291,6 +293,22 @@ def test_pictures_are_small_jpegs(material: Material, report: ParityReport, page
         assert np.abs(shown - material.crops[key]).mean() < 20
 
 
+def test_a_near_tie_is_said_with_the_width_that_makes_it_one(report: ParityReport) -> None:
+    def near(check: Check) -> Check:
+        flips = tuple(
+            msgspec.structs.replace(flip, margin=1.38, near_tie=True) for flip in check.comparison.flips
+        )
+        comparison = msgspec.structs.replace(check.comparison, flips=flips, near_tie=1.5)
+        return msgspec.structs.replace(check, comparison=comparison)
+
+    entries = tuple(
+        msgspec.structs.replace(entry, checks=tuple(map(near, entry.checks))) for entry in report.entries
+    )
+    said = read(render(msgspec.structs.replace(report, entries=entries))).text("flips")
+    assert "margin 1.4 logits (3.97 : 1), within the 1.5 logits that permitted error may swap" in said
+    assert "near tie" not in said
+
+
 def test_the_command_says_what_was_asked(report: ParityReport) -> None:
     asked = msgspec.structs.replace(
         report.asked,
@@ -307,3 +325,16 @@ def test_the_command_says_what_was_asked(report: ParityReport) -> None:
         "resnet-export parity BUNDLE --artifact int8 --backend openvino --data 'my photos' --max-drop 0.5 "
         "--min-agreement 99 --limit 50 --seed 7 --reference eager --weights CHECKPOINT --html parity.html"
     ) in read(page).text("provenance")
+    more = msgspec.structs.replace(
+        asked, seed=3, tolerances="my limits.json", layers=("fp16", "int8"), weights="my.pth", backends=None
+    )
+    said = command(msgspec.structs.replace(report, asked=more), Material(seed=7))
+    assert said.endswith(
+        "--limit 50 --seed 3 --tolerance 'my limits.json' --reference eager --weights my.pth --layers fp16 "
+        "--layers int8 --html parity.html"
+    )
+    bare = msgspec.structs.replace(report.asked, data=None, layers=(), tolerances=IN_PLACE)
+    said = command(msgspec.structs.replace(report, asked=bare), Material())
+    assert "--tolerance LIMITS" in said
+    assert "--no-layers" in said
+    assert "--seed" not in said

@@ -149,7 +149,7 @@ def test_a_drop_that_the_images_resolve_says_nothing_about_their_number() -> Non
 def test_too_few_images_are_said_to_be_too_few_and_how_many_would_do() -> None:
     criterion = max_drop(labelled(30, 0, 0, 2), 0.5)
     assert criterion.passed
-    assert "32 images are too few to resolve 0.5 points: about " in criterion.detail
+    assert "32 images are too few to resolve 0.5 points (about " in criterion.detail
     assert int(criterion.detail.split("about ")[1].split()[0]) > 1000
 
 

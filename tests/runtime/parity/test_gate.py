@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -19,15 +21,21 @@ from resnet_export.runtime.errors import (
     NoBackendError,
     RequestError,
 )
-from resnet_export.runtime.manifest import MANIFEST_NAME, Precision, encode_manifest, read_manifest
-from resnet_export.runtime.parity import gate
+from resnet_export.runtime.manifest import (
+    MANIFEST_NAME,
+    Precision,
+    Tolerance,
+    encode_manifest,
+    read_manifest,
+)
+from resnet_export.runtime.parity import gate, junit, markdown, text
 from resnet_export.runtime.parity.compare import Batch
 from resnet_export.runtime.parity.criteria import Criterion
 from resnet_export.runtime.parity.gate import run_parity
 from resnet_export.runtime.parity.report import Entry, ParityReport, decode_report, encode_report
-from resnet_export.runtime.parity.tolerances import parse_overrides
+from resnet_export.runtime.parity.tolerances import for_manifest, parse_overrides
 from tests.parity_bundle import COUNT, crops, graph, logits, write
-from tests.tiny_bundle import CLASSES, FP16, FP32, INT8_CPU, SIDE
+from tests.tiny_bundle import CLASSES, FP16, FP32, INT8_CPU, LABELS, SIDE
 
 ORT = ("onnxruntime",)
 
@@ -314,7 +322,7 @@ def test_an_accuracy_drop_beyond_the_users_limit_fails_and_within_it_passes(bund
 def test_a_small_data_set_is_said_to_be_too_small_for_the_limit(bundle: Path) -> None:
     report = run_parity(bundle, data=labelled(40), artifacts=["fp16"], backends=ORT, max_drop=0.5, threads=1)
     found = criterion(entry(report, "fp16"), "data", "max_drop")
-    assert "40 images are too few to resolve 0.5 points: about " in found.detail
+    assert "40 images are too few to resolve 0.5 points (about " in found.detail
 
 
 def test_shifted_labels_fail_a_trained_network_and_no_untrained_one(tmp_path: Path) -> None:
@@ -433,9 +441,9 @@ def test_an_artifact_that_does_not_exist_is_named_beside_those_that_do(bundle: P
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        ([], {}, "photos hold no image"),
-        ([Batch(np.zeros((0, SIDE, SIDE, 3), np.uint8))], {}, "photos hold no image"),
-        ([Batch(crops(2))], {"max_drop": 1.0}, "photos have no labels"),
+        ([], {}, "there is no image in photos"),
+        ([Batch(np.zeros((0, SIDE, SIDE, 3), np.uint8))], {}, "there is no image in photos"),
+        ([Batch(crops(2))], {"max_drop": 1.0}, "the images of photos have no labels"),
         ([Batch(crops(2), [0, CLASSES])], {}, "image 1 has label 5"),
     ],
 )
@@ -475,3 +483,171 @@ def test_a_reference_that_predicts_one_class_is_pointed_out(tmp_path: Path) -> N
     folder = write(tmp_path / "tiny", (FP32,), graphs={"fp32": same}, recorded=recorded)
     report = run_parity(folder, backends=ORT, threads=1)
     assert any("predicts only 1 of the classes" in note for note in report.notes)
+
+
+# What cannot be applied
+
+
+@pytest.mark.parametrize(
+    "options", [{"min_agreement": 100}, {"max_drop": 0}, {"max_drop": 1, "min_agreement": 1}]
+)
+def test_a_limit_that_nothing_would_be_held_to_is_refused_before_the_work(
+    bundle: Path, options: dict[str, float]
+) -> None:
+    def data() -> Iterator[Batch]:
+        raise AssertionError("the data were read")
+        yield
+
+    with pytest.raises(RequestError) as found:
+        run_parity(bundle, data=data(), data_name="photos", artifacts=["fp32"], backends=ORT, **options)  # type: ignore[arg-type]
+    said = str(found.value)
+    assert said.startswith(" and ".join(options))
+    assert "fp32 on onnxruntime, the reference of photos, is all that would run" in said
+    assert "--reference eager (with --weights" in said
+
+
+def test_data_that_are_compared_with_nothing_are_said_to_be_in_every_output(bundle: Path) -> None:
+    options: dict[str, Any] = {"data_name": "photos", "artifacts": ["fp32"], "backends": ORT, "threads": 1}
+    for data in (labelled(40), iter([Batch(crops(8))])):
+        report = run_parity(bundle, data=data, **options)
+        assert report.exit_code == 0
+        assert said_everywhere(
+            report, "photos were compared with nothing: fp32 on onnxruntime, their reference"
+        )
+    both = run_parity(bundle, data=labelled(40), **(options | {"artifacts": ["fp16"]}))
+    assert not any("compared with nothing" in note for note in both.notes)
+
+
+def test_the_reference_alone_can_be_held_to_an_eager_network(bundle: Path) -> None:
+    def eager(inputs: np.ndarray) -> np.ndarray:
+        session = onnxruntime.InferenceSession(graph(), providers=["CPUExecutionProvider"])
+        return np.asarray(session.run(None, {"input": inputs})[0])
+
+    report = run_parity(
+        bundle, data=labelled(40), artifacts=["fp32"], backends=ORT, eager=eager, min_agreement=100, threads=1
+    )
+    assert criterion(entry(report, "fp32"), "data", "min_agreement").passed
+    assert not any("compared with nothing" in note for note in report.notes)
+
+
+def said_everywhere(report: ParityReport, words: str) -> bool:
+    rendered = (text.render(report), markdown.render(report), junit.render(report).decode())
+    return all(words in " ".join(one.replace("\\", "").split()) for one in rendered)
+
+
+# Images and networks that tell nothing
+
+
+def test_copies_of_one_image_leave_the_centred_cosine_out_and_the_relative_error_in(bundle: Path) -> None:
+    strongest = int(np.linalg.norm(logits(crops()), axis=1).argmax())
+    for count in (1, 13):
+        copies = crops()[[strongest] * count]
+        batches = [Batch(copies[part]) for part in (slice(0, 8), slice(8, None))]
+        report = run_parity(bundle, data=batches, data_name="photos", backends=ORT, threads=1)
+        assert report.exit_code == 0, report.verdict.sentence
+        check = entry(report, "fp16").check("data")
+        assert check is not None
+        names = [found.name for found in check.criteria]
+        assert "relative_error" in names
+        assert "centred_cosine" not in names
+        assert said_everywhere(report, "photos leave the centred cosine out")
+        assert said_everywhere(report, "give several different images")
+
+
+def test_a_candidate_that_ignores_its_input_fails_on_different_images_all_the_same(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b", (FP32, FP16), graphs={"fp16": changed(graph(FP16), dead)})
+    report = run_parity(folder, data=[Batch(crops(8))], backends=ORT, threads=1)
+    assert "centred_cosine" in failed(entry(report, "fp16"), "data")
+
+
+def dead(arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if name != "bias":
+            array[...] = 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_dead_network_fails_and_the_checkpoint_is_to_blame(tmp_path: Path, biased: bool) -> None:
+    def edit(arrays: dict[str, np.ndarray]) -> None:
+        dead(arrays)
+        arrays["bias"] *= biased
+
+    same = changed(graph(), edit)
+    recorded = dict.fromkeys(("eager", "onnx", "simplified"), logits(crops(), same))
+    folder = write(tmp_path / "b", (FP32,), graphs={"fp32": same}, recorded=recorded, trained=True)
+    report = run_parity(folder, backends=ORT, threads=1)
+    assert (report.exit_code, report.verdict.stage) == (1, "checkpoint")
+    assert report.verdict.sentence.endswith(
+        "First stage to look at: checkpoint, since the network itself gives every golden image the same logits."
+    )
+    found = entry(report, "fp32").attribution
+    assert found is not None
+    assert found.departs is None
+    assert "bit for bit" in found.sentence
+    assert said_everywhere(report, "look at the checkpoint that was exported")
+
+
+def test_stale_constant_eager_logits_are_no_dead_network(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b", (FP32,), recorded={"eager": np.ones((COUNT, CLASSES), np.float32)})
+    assert run_parity(folder, backends=ORT, threads=1).verdict.stage == "onnx"
+
+
+# Limits
+
+
+def test_limits_that_the_bundle_loosened_are_named_in_every_output(tmp_path: Path) -> None:
+    loose = {**for_manifest(untrained=True, depth=18), "fp32": Tolerance()}
+    report = run_parity(write(tmp_path / "b", (FP32,), tolerances=loose), backends=ORT, threads=1)
+    assert said_everywhere(
+        report, "limits are looser than the shipped ones, by the bundle: fp32 relative error"
+    )
+    user = run_parity(tmp_path / "b", backends=ORT, tolerances={"int8": {"top1_agreement": 0.5}}, threads=1)
+    assert said_everywhere(user, "by --tolerance: int8 top1 agreement 0.5 in place of 0.95")
+    assert said_everywhere(user, "by the bundle")
+
+
+def test_the_shipped_limits_are_no_news(clean: ParityReport) -> None:
+    assert not any("looser" in note for note in clean.notes)
+
+
+def test_limits_may_be_given_as_a_mapping(bundle: Path) -> None:
+    strict = {"fp16": {"relative_error": 1e-9}}
+    report = run_parity(bundle, artifacts=["fp16"], backends=ORT, tolerances=strict, threads=1)
+    assert failed(entry(report, "fp16")) == ["relative_error"]
+    assert report.asked.tolerances == "limits in place of a file"
+
+
+# Words
+
+
+def test_a_sound_run_is_said_to_be_within_the_limits_of_every_step(clean: ParityReport) -> None:
+    found = entry(clean, "fp16").attribution
+    assert found is not None
+    assert found.sentence.endswith("; every step is within its own limits.")
+
+
+def test_a_file_that_every_backend_computes_alike_is_suspected_rather_than_a_backend(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b", (FP32, FP16), graphs={"fp16": changed(graph(FP16), swap_channels)})
+    said = (
+        "First stage to look at: backend, and every backend agrees on it, so suspect the file, not a backend."
+    )
+    assert run_parity(folder, threads=1).verdict.sentence.endswith(said)
+    alone = run_parity(folder, backends=ORT, threads=1).verdict.sentence
+    assert alone.endswith("First stage to look at: backend.")
+
+
+def test_exchanged_labels_are_named_by_their_classes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b", (FP32, FP16), trained=True)
+    images = crops(400, seed=5)
+    truth = logits(images).argmax(axis=1)
+    common, other = np.bincount(truth).argsort()[::-1][:2]
+    table = np.arange(CLASSES)
+    table[[common, other]] = table[[other, common]]
+    report = run_parity(folder, data=[Batch(images, table[truth])], backends=ORT, threads=1)
+    low, high = sorted((int(common), int(other)))
+    words = (
+        f"the labels of 2 classes are exchanged ({LABELS[low]} → {LABELS[high]} → {LABELS[low]}), expected 0"
+    )
+    assert words in report.verdict.sentence
+    assert "rename the folders" in text.render(report)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from resnet_export.runtime.parity.compare import Tally
 from resnet_export.runtime.parity.criteria import labels_order
 from resnet_export.runtime.parity.label_order import exchanged
+from resnet_export.runtime.parity.report import describe
 
 
 def pairs(labels: np.ndarray, predicted: np.ndarray) -> Counter[tuple[int, int]]:
@@ -67,7 +68,10 @@ def test_two_exchanged_classes_fail_a_criterion_of_their_own_that_names_them() -
     right, wrong = (labels_order(one.comparison().labelled) for one in (good, bad))  # type: ignore[arg-type]
     assert right.passed
     assert (wrong.passed, wrong.value) == (False, 2)
-    assert "1 → 4 → 1" in wrong.detail
+    assert describe(wrong) == "the labels of 2 classes are exchanged (1 → 4 → 1), expected 0"
+    assert "rename the folders" in wrong.detail
+    named = labels_order(bad.comparison().labelled, ("zero", "one", "two", "three", "four", "five"))  # type: ignore[arg-type]
+    assert "(one → four → one)" in describe(named)
 
 
 def sum_of(parts: object) -> Tally:

@@ -16,6 +16,7 @@ from resnet_export.runtime import preprocess
 from resnet_export.runtime.golden import Golden, Sample, encode_golden, read_golden
 from resnet_export.runtime.manifest import Preprocessing, read_manifest
 from resnet_export.runtime.parity.preprocessing_check import check_preprocessing
+from resnet_export.runtime.parity.report import describe
 
 PLAIN = Preprocessing(resize=73, crop=64)
 
@@ -86,7 +87,9 @@ def test_one_bit_of_one_value_is_found_and_counted(sample: Sample) -> None:
     crop[3, 5, 1] ^= 1
     found, _ = check_preprocessing(Sample(sample.file, crop, sample.values), PLAIN)
     assert (found.passed, found.value) == (False, 1)
-    assert found.detail.endswith("by 1 at most")
+    assert describe(found) == "1 of 12288 values of the crop differ, expected 0"
+    assert "by 1 at most" in found.detail
+    assert "Pillow" in found.detail
     values = sample.values.copy()
     values[2, 17] = np.nextafter(values[2, 17], np.float32(9))
     assert broken(Sample(sample.file, sample.crop, values)) == ["normalize"]

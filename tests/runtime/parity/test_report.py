@@ -18,7 +18,8 @@ from resnet_export.runtime.manifest import Precision, Tolerance, Verdict, Weight
 from resnet_export.runtime.parity import junit, markdown, text
 from resnet_export.runtime.parity.attribution import Stage, attribute
 from resnet_export.runtime.parity.compare import Flip, compare
-from resnet_export.runtime.parity.criteria import at_least, at_most, judge, max_drop
+from resnet_export.runtime.parity.criteria import at_least, at_most, images_short, judge, max_drop
+from resnet_export.runtime.parity.labelled import Labelled
 from resnet_export.runtime.parity.report import (
     Asked,
     BundleIdentity,
@@ -150,7 +151,7 @@ def test_the_sentence_names_three_failures_and_counts_the_rest() -> None:
 
 
 def test_artifacts_that_nothing_ran_do_not_pass_with_the_rest() -> None:
-    found = summarize((GOOD,), ("engine",))
+    found = summarize((entry(checks=GOOD.checks[:1]),), ("engine",))
     assert (found.status, found.exit_code) == ("passed", 0)
     assert found.sentence == (
         "PASSED: 1 artifact run checked, all within tolerance. "
@@ -190,6 +191,7 @@ def test_verdicts_for_the_manifest_are_valid_there_whatever_a_backend_wrote() ->
         (0.0001, 0.0001, "0.0001"),
         (0.0, 1e-4, "0"),
         (2.5591e-07, 1e-4, "2.559e-07"),
+        (12020.0, 0.0, "12020"),
     ],
 )
 def test_a_number_has_the_digits_that_tell_it_from_its_limit(
@@ -248,6 +250,23 @@ def test_json_that_is_no_report_is_refused(data: bytes) -> None:
         decode_report(data)
 
 
+def test_a_report_of_an_older_version_reads_as_one_that_did_not_ask_for_more() -> None:
+    newer = {"seed", "tolerances", "layers", "weights", "batches", "words", "reference_spread"}
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: without(item)
+                for key, item in value.items()
+                if key not in newer or (key == "weights" and isinstance(item, dict))
+            }
+        return [without(item) for item in value] if isinstance(value, list) else value
+
+    old = decode_report(json.dumps(without(json.loads(encode_report(ALL)))).encode())
+    assert (old.asked.seed, old.asked.layers, old.entries[0].checks[0].batches) == (None, None, ())
+    assert text.render(old)
+
+
 def test_json_with_a_key_that_nobody_knows_is_refused() -> None:
     changed = encode_report(ALL).replace(b'"schema": 1', b'"schema": 1, "new": 2')
     with pytest.raises(SchemaError, match="unknown field"):
@@ -283,7 +302,29 @@ def test_the_text_explains_failures_errors_notes_and_what_did_not_run() -> None:
     assert "fp16 on onnxruntime: 100 % of the error arises at the step to fp16" in shown
     assert "fp16: onnxruntime (CUDAExecutionProvider) needs an NVIDIA GPU" in shown
     assert "it is untrained" in shown
-    assert "32 images are too few to resolve 0.5 points" in shown
+
+
+def test_data_that_cannot_decide_are_pointed_out_once_beside_the_verdict() -> None:
+    made = report(GOOD, entry(backend="openvino"))
+    needed = images_short(labelled_of(GOOD), 0.5)
+    assert made.verdict.sentence == (
+        "PASSED: 2 artifact runs checked, all within tolerance, but 32 images are too few to resolve 0.5 points "
+        f"(about {needed} would do)."
+    )
+    assert text.render(made).count("too few") == 1
+    checks = (
+        GOOD.checks[0],
+        msgspec.structs.replace(GOOD.checks[1], criteria=(max_drop(labelled_of(GOOD), 0),)),
+    )
+    assert (
+        "32 images cannot show that nothing at all is lost" in summarize((entry(checks=checks),), ()).sentence
+    )
+
+
+def labelled_of(found: Entry) -> Labelled:
+    labelled = found.checks[1].comparison.labelled
+    assert labelled is not None
+    return labelled
 
 
 def test_a_note_that_concerns_several_runs_stands_once() -> None:

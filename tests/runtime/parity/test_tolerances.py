@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,8 +17,11 @@ from resnet_export.runtime.parity.metrics import Metrics
 from resnet_export.runtime.parity.tolerances import (
     TABLE,
     UNTRAINED_INT8,
+    Override,
+    checked_overrides,
     coarser,
     for_manifest,
+    loosened,
     near_tie_width,
     parse_overrides,
     table,
@@ -154,3 +158,88 @@ def test_the_near_tie_width_is_in_logits_and_ignores_what_all_images_share() -> 
 
 def test_without_a_limit_on_errors_nothing_is_a_near_tie() -> None:
     assert near_tie_width(Tolerance(top1_agreement=0.99), np.eye(3)) == 0
+
+
+# Limits in place of a file
+
+
+def test_limits_may_be_given_as_a_mapping_or_as_objects_and_mean_what_a_file_means() -> None:
+    file = parse_overrides(b'{"fp16": {"centred_cosine": 0.9995, "top1_agreement": null}}')
+    assert checked_overrides({"fp16": {"centred_cosine": 0.9995, "top1_agreement": None}}) == file
+    assert checked_overrides({"fp16": {"centred_cosine": np.float64(0.9995), "top1_agreement": None}}) == file
+    assert checked_overrides(file) == file
+    assert (
+        checked_overrides({Precision.FP16: Override(relative_error=1.0)})[Precision.FP16].relative_error == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"fp8": {}}, "fp8"),
+        ({"fp16": {"cosine": 0.9}}, "cosine"),
+        ({"fp16": {"relative_error": -5}}, ">= 0"),
+        ({"fp16": {"relative_error": math.nan}}, ">= 0"),
+        ({"fp16": {"relative_error": math.inf}}, "out of range"),
+        ({"fp16": {"top1_agreement": 99}}, "<= 1"),
+        ({"fp16": {"top1_agreement": "0.9"}}, "got `str`"),
+        ({"fp16": 0.9}, "got `float`"),
+        ({Precision.FP16: Override(relative_error=-5)}, ">= 0"),
+        ({"fp8": Override()}, "fp8"),
+        ({"fp16": {"relative_error": 1j}}, "of type complex"),
+        ([], "got `array`"),
+    ],
+    ids=str,
+)
+def test_limits_in_place_of_a_file_are_refused_in_its_words(given: Any, said: str) -> None:
+    with pytest.raises(
+        RequestError, match=r"tolerances is not understood .*; expected a mapping that maps fp32"
+    ) as found:
+        checked_overrides(given)
+    assert said in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"fp16": {}, "fp16": {}}', b'{"fp16": {"relative_error": 0.1, "relative_\\u0065rror": 0.2}}']
+)
+def test_a_repeated_key_is_refused_since_the_last_would_win_without_a_word(data: bytes) -> None:
+    with pytest.raises(RequestError, match="repeats the key"):
+        parse_overrides(data)
+
+
+# Limits looser than the shipped ones
+
+
+@pytest.mark.parametrize(("untrained", "depth"), [(False, 18), (True, 18), (True, 152)])
+def test_the_shipped_limits_and_tighter_ones_are_not_remarked_on(untrained: bool, depth: int) -> None:
+    shipped = for_manifest(untrained=untrained, depth=depth)
+    assert loosened(shipped, {}, untrained=untrained, depth=depth) == ()
+    assert loosened({}, {}, untrained=untrained, depth=depth) == ()
+    tight = parse_overrides(b'{"int8": {"relative_error": 0, "centred_cosine": 1, "top1_agreement": 1}}')
+    assert loosened(shipped, tight, untrained=untrained, depth=depth) == ()
+
+
+def test_a_limit_that_is_looser_or_missing_is_named_with_who_loosened_it() -> None:
+    shipped = for_manifest()
+    (said,) = loosened({**shipped, "fp32": Tolerance()}, {})
+    assert said == (
+        "limits are looser than the shipped ones, by the bundle: fp32 relative error not checked in place of 0.0001, "
+        "fp32 centred cosine not checked in place of 0.9999999, fp32 top1 agreement not checked in place of 0.99"
+    )
+    user = parse_overrides(b'{"fp32": {"relative_error": 0.5}, "int8": {"top1_agreement": null}}')
+    assert loosened(shipped, user) == (
+        "limits are looser than the shipped ones, by --tolerance: fp32 relative error 0.5 in place of 0.0001, "
+        "int8 top1 agreement not checked in place of 0.95",
+    )
+    assert len(loosened({**shipped, "fp16": Tolerance()}, user)) == 2
+
+
+def test_a_user_who_tightens_what_the_bundle_loosened_is_told_nothing() -> None:
+    loose = {**for_manifest(), "fp16": msgspec.structs.replace(TABLE[Precision.FP16], relative_error=9.0)}
+    assert len(loosened(loose, {})) == 1
+    assert loosened(loose, parse_overrides(b'{"fp16": {"relative_error": 0.01}}')) == ()
+
+
+def test_an_untrained_row_is_looser_than_a_trained_networks() -> None:
+    assert len(loosened(for_manifest(untrained=True, depth=18), {}, untrained=False, depth=18)) == 1
+    assert len(loosened(for_manifest(untrained=True, depth=152), {}, untrained=True, depth=18)) == 1
