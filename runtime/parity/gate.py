@@ -49,6 +49,7 @@ def run_parity(
     min_agreement: float | None = None,
     tolerances: GivenLimits | None = None,
     limit: int | None = None,
+    full_batches_known: Collection[str] = (),
     threads: int | None = None,
     progress: Progress = silent,
 ) -> ParityReport:
@@ -66,6 +67,8 @@ def run_parity(
         tolerances: limits that replace the bundle's: {"fp16": {"centred_cosine": 0.9995}}, or what `parse_overrides`
             returns.
         limit: use at most that many images of `data`.
+        full_batches_known: artifacts whose full batches somebody compared already, as an export does after each
+            step; they are not run again.
         threads: CPU threads of each backend; by default the backend decides.
 
     A run that a backend refuses or that fails half-way is an entry with an error, and has not passed; a run
@@ -112,7 +115,14 @@ def run_parity(
     normalized = manifest.preprocessing.in_graph or all(
         criterion.passed for criterion in drift if criterion.name == NORMALIZE
     )
-    limits = Limits(manifest, golden, asked, overrides, input_differs=not normalized)
+    limits = Limits(
+        manifest,
+        golden,
+        asked,
+        overrides,
+        input_differs=not normalized,
+        full_batches_known=frozenset(full_batches_known),
+    )
     stream = None if data is None else inputs(data, limits)
 
     with ExitStack() as stack:

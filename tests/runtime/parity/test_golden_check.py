@@ -136,6 +136,12 @@ def test_a_graph_that_is_wrong_at_one_size_alone_fails(tmp_path: Path, batch: Ba
     assert "golden.batches" in names
 
 
+def test_artifacts_whose_full_batches_are_known_do_not_run_them_again(tmp_path: Path) -> None:
+    folder = bundle(tmp_path / "b", BatchRange(1, 8, 32), wrong_at(32))
+    assert golden(check(folder, full_batches_known=["fp32"])).batches == ()
+    assert golden(check(folder, full_batches_known=["fp16"])).batches == (32,)
+
+
 def test_a_graph_that_is_wrong_at_a_size_of_the_single_pass_fails_by_its_figures(tmp_path: Path) -> None:
     report = check(bundle(tmp_path / "b", BatchRange(1, 8, 32), wrong_at(8)))
     assert {"relative_error", "batches"} <= set(broken(report))
