@@ -115,6 +115,7 @@ def test_the_gate_step_writes_every_report_and_remembers_the_status(
         DATA="data.npz",
         MAX_DROP="0.5",
         MIN_AGREEMENT="90",
+        MIN_ACCURACY="10",
         LIMIT="30",
         ARTIFACTS="fp32 fp16",
         BACKENDS="onnxruntime",
@@ -125,6 +126,7 @@ def test_the_gate_step_writes_every_report_and_remembers_the_status(
     report = json.loads((reports / "parity.json").read_bytes())
     assert report["asked"]["max_drop"] == 0.5
     assert report["asked"]["min_agreement"] == 90
+    assert report["asked"]["min_accuracy"] == 10
     assert report["asked"]["artifacts"] == ["fp32", "fp16"]
     assert ElementTree.parse(reports / "parity.xml").getroot().tag == "testsuites"
     assert "PASSED" in (reports / "parity.md").read_text()

@@ -50,6 +50,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--min-agreement", type=click.FloatRange(0, 100), metavar="PCT", help="Top-1 agreement demanded."
 )
 @click.option(
+    "--min-accuracy",
+    type=click.FloatRange(0, 100),
+    metavar="PCT",
+    help="Top-1 accuracy demanded on labelled --data, of the fp32 graph too.",
+)
+@click.option(
     "--tolerance",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -92,6 +98,7 @@ def command(
     backends: tuple[str, ...],
     max_drop: float | None,
     min_agreement: float | None,
+    min_accuracy: float | None,
     tolerance: Path | None,
     reference: Literal["onnx", "eager"],
     weights: Path | None,
@@ -126,6 +133,7 @@ def command(
         backends=backends or None,
         max_drop=max_drop,
         min_agreement=min_agreement,
+        min_accuracy=min_accuracy,
         tolerances=tolerance,
         reference=reference,
         weights=weights,

@@ -26,7 +26,7 @@ from resnet_export.exporter.report.speed import points, quantity
 from resnet_export.exporter.report.verdict_table import COLUMNS, columns, judged, run_rows
 from resnet_export.exporter.report.waterfall import waterfall
 from resnet_export.runtime.parity.compare import KEPT_FLIPS
-from resnet_export.runtime.parity.criteria import Criterion
+from resnet_export.runtime.parity.criteria import MIN_ACCURACY, Criterion
 from resnet_export.runtime.parity.report import Check, Entry, ParityReport
 from resnet_export.runtime.parity.request import IN_PLACE
 from resnet_export.runtime.parity.text import details, weights
@@ -164,9 +164,9 @@ def _labelled_charts(checked: list[tuple[Entry, Check]]) -> list[Chart]:
             value=100 * found.candidate_accuracy,
             low=100 * found.candidate_interval.low,
             high=100 * found.candidate_interval.high,
-            limit=None,
+            limit=next((c.limit for c in check.criteria if c.name == MIN_ACCURACY), None),
             precision=entry.ran,
-            passed=_holds(check, "max_drop", "accuracy_drop"),
+            passed=_holds(check, "max_drop", "accuracy_drop", MIN_ACCURACY),
         )
         for entry, check, found in with_labels
     ]
@@ -295,6 +295,7 @@ def command(report: ParityReport, material: Material) -> str:
         "--data": asked.data,
         "--max-drop": asked.max_drop,
         "--min-agreement": asked.min_agreement,
+        "--min-accuracy": asked.min_accuracy,
         "--limit": asked.limit,
         "--seed": material.seed if asked.seed is None else asked.seed,
         "--tolerance": "LIMITS" if asked.tolerances == IN_PLACE else asked.tolerances,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.runtime.parity.attribution import BACKEND
-from resnet_export.runtime.parity.criteria import LABEL_CRITERIA, Criterion
+from resnet_export.runtime.parity.criteria import LABEL_CRITERIA, MIN_ACCURACY, Criterion
 from resnet_export.runtime.parity.metrics import relative_error
 from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, PREPROCESSING, advice
 from resnet_export.runtime.parity.report import Entry, ParityReport
@@ -31,7 +31,7 @@ def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varie
     3. The earliest stage, in the order of the line, whose step by itself breaks its limits in an artifact that failed;
        an artifact that could not be opened or run, or that computes another thing in other batches, counts as
        `backend`.
-    4. `labels`, when nothing but the labels of further images is wrong.
+    4. `labels`, when nothing but the labels of further images is wrong, or the accuracy of every run alike.
     5. The stage that has the largest share in the error of the first artifact that failed, where each step by itself
        is within its limits.
     """
@@ -40,7 +40,8 @@ def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varie
     failed = [entry for entry in entries if not entry.passed]
     if not failed:
         return None
-    wrong = [entry for entry in failed if _artifact_failed(entry)]
+    beside = _beside_artifacts(entries)
+    wrong = [entry for entry in failed if _artifact_failed(entry, beside)]
     if not wrong:
         return LABELS
     departing = [found for entry in wrong for found in _departure(entry)]
@@ -63,7 +64,8 @@ def suspects(report: ParityReport) -> tuple[str, ...]:
         return ()
     if report.verdict.stage == CHECKPOINT:
         return ()
-    return tuple(dict.fromkeys(entry.artifact for entry in report.entries if _artifact_failed(entry)))
+    beside = _beside_artifacts(report.entries)
+    return tuple(dict.fromkeys(entry.artifact for entry in report.entries if _artifact_failed(entry, beside)))
 
 
 def hint(
@@ -80,6 +82,11 @@ def hint(
         return f"so {advice(preprocessing)}"
     if stage == CHECKPOINT:
         return "since the network itself gives every golden image the same logits"
+    if stage == LABELS and MIN_ACCURACY in _beside_artifacts(entries):
+        return (
+            "since every run is below the accuracy demanded; compare the labels, the preprocessing that the export was "
+            "told, and the checkpoint"
+        )
     if stage == BACKEND and _alike(entries, golden):
         return "and every backend agrees on it, so suspect the file, not a backend"
     return ""
@@ -109,11 +116,22 @@ def _agree(one: Entry, other: Entry, golden: Mapping[str, NDArray[np.float32]]) 
     return error is not None and all(limit is not None and error <= limit for limit in limits)
 
 
-def _artifact_failed(entry: Entry) -> bool:
-    """Whether the artifact itself is outside its limits, and not only the labels that it was judged by."""
+def _beside_artifacts(entries: Sequence[Entry]) -> frozenset[str]:
+    """Return the criteria that blame no artifact: those of labels, and an accuracy that no run has, fp32 included."""
+    asked = [entry for entry in entries if MIN_ACCURACY in _criteria(entry)]
+    shared = bool(asked) and all(MIN_ACCURACY in _broken(entry) for entry in asked)
+    return LABEL_CRITERIA | ({MIN_ACCURACY} if shared else frozenset())
+
+
+def _criteria(entry: Entry) -> Iterator[str]:
+    return (criterion.name for check in entry.checks for criterion in check.criteria)
+
+
+def _artifact_failed(entry: Entry, beside: frozenset[str]) -> bool:
+    """Whether the artifact itself is outside its limits, and not only of the criteria in `beside`."""
     if entry.passed:
         return False
-    return bool(entry.error or entry.refusal or not entry.checks or set(_broken(entry)) - LABEL_CRITERIA)
+    return bool(entry.error or entry.refusal or not entry.checks or set(_broken(entry)) - beside)
 
 
 def _broken(entry: Entry) -> Iterator[str]:

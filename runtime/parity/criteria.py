@@ -26,6 +26,8 @@ DROP_POINTS = 1.0
 _CYCLES = 5
 _CLASSES = 12
 
+MIN_ACCURACY = "min_accuracy"
+
 LABEL_CRITERIA = frozenset({"labels_fit", "labels_order"})
 """The criteria that judge the labels of further images, and no artifact."""
 
@@ -75,6 +77,20 @@ def min_agreement(comparison: Comparison, percent: float) -> Criterion:
         percent,
         f"{figures.top1} of {figures.images} images, 95 % interval "
         f"{100 * interval.low:.2f} to {100 * interval.high:.2f} %",
+    )
+
+
+def min_accuracy(labelled: Labelled, percent: float) -> Criterion:
+    """Hold the observed top-1 accuracy, in percent, to the limit that a user set.
+
+    The only criterion that sees what both sides of a comparison lose alike.
+    """
+    interval = labelled.candidate_interval
+    return at_least(
+        MIN_ACCURACY,
+        100 * labelled.candidate_accuracy,
+        percent,
+        f"of {labelled.images} images, 95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f} %",
     )
 
 

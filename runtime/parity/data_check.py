@@ -21,6 +21,7 @@ from resnet_export.runtime.parity.criteria import (
     labels_fit,
     labels_order,
     max_drop,
+    min_accuracy,
     min_agreement,
 )
 from resnet_export.runtime.parity.golden_check import Limits, Subject, error_text
@@ -57,10 +58,12 @@ def inputs(data: Iterable[ImageBatch], limits: Limits) -> Iterator[ImageBatch]:
     first = next(batches, None)
     if first is None:
         raise DatasetError(f"there is no image in {limits.asked.data}; give at least one")
-    if limits.asked.max_drop is not None and first.labels is None:
-        raise DatasetError(
-            f"max_drop was given, and the images of {limits.asked.data} have no labels; give labelled images"
-        )
+    if first.labels is None:
+        for name in ("max_drop", "min_accuracy"):
+            if getattr(limits.asked, name) is not None:
+                raise DatasetError(
+                    f"{name} was given, and the images of {limits.asked.data} have no labels; give labelled images"
+                )
     preprocessing = limits.manifest.preprocessing
     return (
         Batch(to_input(batch.images, preprocessing), batch.labels, batch.names)
@@ -180,6 +183,8 @@ def _criteria(subject: Subject, found: Comparison, limits: Limits, *, itself: bo
             yield min_agreement(found, asked.min_agreement)
         if labelled is not None:
             yield accuracy_drop(labelled) if asked.max_drop is None else max_drop(labelled, asked.max_drop)
+    if labelled is not None and asked.min_accuracy is not None:
+        yield min_accuracy(labelled, asked.min_accuracy)
     # An untrained network is right as often as chance has it.
     if labelled is not None and not limits.untrained:
         fit = labels_fit(labelled)

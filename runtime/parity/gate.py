@@ -47,6 +47,7 @@ def run_parity(
     eager: Runner | None = None,
     max_drop: float | None = None,
     min_agreement: float | None = None,
+    min_accuracy: float | None = None,
     tolerances: GivenLimits | None = None,
     limit: int | None = None,
     full_batches_known: Collection[str] = (),
@@ -64,6 +65,8 @@ def run_parity(
             the fp32 graph is the reference.
         max_drop: the accuracy drop in percentage points that is still in order; needs labelled `data`.
         min_agreement: the top-1 agreement in percent that is demanded on `data`, or on the golden images without.
+        min_accuracy: the top-1 accuracy in percent that is demanded of every run, the reference included; needs
+            labelled `data`.
         tolerances: limits that replace the bundle's: {"fp16": {"centred_cosine": 0.9995}}, or what `parse_overrides`
             returns.
         limit: use at most that many images of `data`.
@@ -92,6 +95,7 @@ def run_parity(
         eager=eager,
         max_drop=max_drop,
         min_agreement=min_agreement,
+        min_accuracy=min_accuracy,
         tolerances=tolerances,
         limit=limit,
         threads=threads,

@@ -52,6 +52,7 @@ class Asked(Struct, frozen=True):
     limit: int | None = None
     max_drop: float | None = None
     min_agreement: float | None = None
+    min_accuracy: float | None = None
     seed: int | None = None
     tolerances: str | None = None
     layers: tuple[str, ...] | None = None

@@ -29,6 +29,7 @@ def ask(
     eager: Runner | None,
     max_drop: float | None,
     min_agreement: float | None,
+    min_accuracy: float | None,
     tolerances: object | None,
     limit: int | None,
     threads: int | None,
@@ -47,8 +48,10 @@ def ask(
         raise RequestError(f"data_name is {_said(data_name)}, expected a text")
     drop = _number("max_drop", max_drop, "percentage points from 0 to 100")
     agreement = _number("min_agreement", min_agreement, "percent from 0 to 100")
-    if drop is not None and data is None:
-        raise RequestError("max_drop was given without data; accuracy needs labelled images: give some")
+    accuracy = _number("min_accuracy", min_accuracy, "percent from 0 to 100")
+    for name, given in (("max_drop", drop), ("min_accuracy", accuracy)):
+        if given is not None and data is None:
+            raise RequestError(f"{name} was given without data; accuracy needs labelled images: give some")
     images = count("limit", limit, "image")
     if images is not None and data is None:
         raise RequestError("limit was given without data; it is a number of further images: give some")
@@ -62,6 +65,7 @@ def ask(
         limit=images,
         max_drop=drop,
         min_agreement=agreement,
+        min_accuracy=accuracy,
         tolerances=None if tolerances is None else IN_PLACE,
     )
 

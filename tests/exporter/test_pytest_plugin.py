@@ -109,8 +109,9 @@ def test_a_bundle_that_nothing_could_run_fails_loudly(outcomes: dict[str, tuple[
 
 def test_every_option_of_the_check_is_an_option_of_the_gate() -> None:
     offered = inspect.signature(check_parity).parameters
-    # The eager network is not brought but built, from `reference` and `weights`.
-    assert set(inspect.signature(run_parity).parameters) - {"eager"} <= set(offered)
+    # The eager network is not brought but built, from `reference` and `weights`; an export alone knows full batches.
+    beside = {"eager", "full_batches_known"}
+    assert set(inspect.signature(run_parity).parameters) - beside <= set(offered)
 
 
 def test_loading_the_plugin_imports_nothing_else_of_the_project() -> None:

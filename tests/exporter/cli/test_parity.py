@@ -143,7 +143,17 @@ def test_every_option_reaches_the_check(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("resnet_export.exporter.cli.parity.check_parity", spy)
     Path("limits.json").write_text("{}")
     options = "--data d.npz --artifact fp16 --max-drop 1 --min-agreement 90 --tolerance limits.json --limit 7 --seed 3"
-    done = run(*options.split(), "--reference", "eager", "--weights", "w.pth", "--layers", "fp16")
+    done = run(
+        *options.split(),
+        "--min-accuracy",
+        80,
+        "--reference",
+        "eager",
+        "--weights",
+        "w.pth",
+        "--layers",
+        "fp16",
+    )
     assert done.exit_code == 0, done.output
     assert seen.pop("progress")
     assert seen == {
@@ -152,6 +162,7 @@ def test_every_option_reaches_the_check(run: Run, monkeypatch: pytest.MonkeyPatc
         "backends": ("onnxruntime",),
         "max_drop": 1.0,
         "min_agreement": 90.0,
+        "min_accuracy": 80.0,
         "tolerances": Path("limits.json"),
         "reference": "eager",
         "weights": Path("w.pth"),

@@ -358,6 +358,40 @@ def test_the_users_agreement_is_demanded_of_the_data_or_else_of_the_golden_image
     assert "min_agreement" not in [c.name for c in entry(having, "fp16").checks[0].criteria]
 
 
+def test_an_accuracy_that_is_demanded_is_demanded_of_the_reference_too(bundle: Path) -> None:
+    # One label in five is wrong on purpose: the fp32 graph is right on 80 %.
+    options: dict[str, Any] = {"backends": ORT, "artifacts": ["fp32", "fp16"], "threads": 1}
+    assert run_parity(bundle, data=labelled(), min_accuracy=75, **options).exit_code == 0
+    report = run_parity(bundle, data=labelled(), min_accuracy=85, **options)
+    assert {found.artifact for found in report.entries if found.passed} == set()
+    assert criterion(entry(report, "fp32"), "data", "min_accuracy").value == pytest.approx(80)
+    assert "min accuracy 80, expected ≥ 85" in report.verdict.sentence
+    # What fp32 lacks no artifact has lost.
+    assert report.verdict.stage == "labels"
+    assert "every run is below the accuracy demanded" in report.verdict.sentence
+    alone = run_parity(bundle, data=labelled(), min_accuracy=85, **(options | {"artifacts": ["fp32"]}))
+    assert (alone.exit_code, failed(entry(alone, "fp32"), "data")) == (1, ["min_accuracy"])
+    with pytest.raises(
+        DatasetError, match="min_accuracy was given, and the images of further images have no labels"
+    ):
+        run_parity(bundle, data=[Batch(crops(4))], min_accuracy=85, **options)
+
+
+def test_an_artifact_alone_below_the_accuracy_demanded_is_to_blame_for_it(tmp_path: Path) -> None:
+    def roll(arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            if array.ndim and array.shape[0] == CLASSES:
+                arrays[name] = np.roll(array, 1, axis=0)
+
+    folder = write(tmp_path / "b", (FP32, FP16), trained=True)
+    clean = (folder / "model.fp16.onnx").read_bytes()
+    spoilt = write(tmp_path / "s", (FP32, FP16), graphs={"fp16": changed(clean, roll)}, trained=True)
+    report = run_parity(spoilt, data=labelled(), min_accuracy=75, backends=ORT, threads=1)
+    assert "min_accuracy" not in failed(entry(report, "fp32"), "data")
+    assert "min_accuracy" in failed(entry(report, "fp16"), "data")
+    assert report.verdict.stage != "labels"
+
+
 def test_limits_of_the_user_replace_those_of_the_bundle(bundle: Path) -> None:
     strict = parse_overrides(b'{"fp16": {"relative_error": 1e-9}}')
     report = run_parity(bundle, artifacts=["fp16"], backends=ORT, tolerances=strict, threads=1)
