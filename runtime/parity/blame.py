@@ -29,8 +29,8 @@ def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varie
        this host may then be wrong.
     2. `checkpoint`, when the network itself gives every golden image the same logits, and no recorded stage departs.
     3. The earliest stage, in the order of the line, whose step by itself breaks its limits in an artifact that failed;
-       an artifact that could not be opened or run, or that computes another thing in other batches, counts as
-       `backend`.
+       an artifact that could not be opened or run, or that computes another thing in other batches or than was
+       recorded, counts as `backend`.
     4. `labels`, when nothing but the labels of further images is wrong, or the accuracy of every run alike.
     5. The stage that has the largest share in the error of the first artifact that failed, where each step by itself
        is within its limits.
@@ -107,7 +107,8 @@ def _alike(entries: Sequence[Entry], golden: Mapping[str, NDArray[np.float32]]) 
 
 
 def _left_the_record(entry: Entry) -> bool:
-    return not entry.passed and entry.attribution is not None and entry.attribution.departs == BACKEND
+    departs = entry.attribution is not None and entry.attribution.departs == BACKEND
+    return not entry.passed and (departs or "reproduced" in set(_broken(entry)))
 
 
 def _agree(one: Entry, other: Entry, golden: Mapping[str, NDArray[np.float32]]) -> bool:
@@ -146,5 +147,5 @@ def _departure(entry: Entry) -> Iterator[tuple[int, str]]:
         stage = entry.attribution.departs
         places = [error.stage for error in entry.attribution.stages]
         yield (_LAST if stage == BACKEND else places.index(stage)), stage
-    elif "batches" in _broken(entry):
+    elif {"batches", "reproduced"} & set(_broken(entry)):
         yield _LAST, BACKEND

@@ -206,6 +206,15 @@ def recorded(non_finite: int) -> Criterion:
     return at_most("recorded", non_finite, 0, "images with NaN or infinite logits in a recorded stage")
 
 
+def reproduced(error: float, limit: float, own: float) -> Criterion:
+    """Hold a backend to the recorded logits of an int8 artifact; `error` and `own` are relative to eager's norm.
+
+    It tells a file that was changed, or a backend that miscomputes it, from what quantization costs.
+    """
+    detail = f"‖a−r‖/‖b‖ from the recorded logits r of the artifact, whose own error is {own:.2g}"
+    return at_most("reproduced", error, limit, detail)
+
+
 def at_most(name: str, value: float | None, limit: float, detail: str = "") -> Criterion:
     """Return the criterion "value ≤ limit"; an undefined or non-finite value fails it."""
     passed = value is not None and math.isfinite(value) and value <= limit

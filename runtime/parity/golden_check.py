@@ -21,11 +21,24 @@ from resnet_export.runtime.host import HostFacts
 from resnet_export.runtime.manifest import BatchRange, Manifest, Precision, Tolerance
 from resnet_export.runtime.parity.attribution import Attribution, attribute, chain
 from resnet_export.runtime.parity.compare import Runner, compare, printable
-from resnet_export.runtime.parity.criteria import batches, judge, min_agreement, recorded
-from resnet_export.runtime.parity.metrics import relative_error
+from resnet_export.runtime.parity.criteria import (
+    Criterion,
+    batches,
+    judge,
+    min_agreement,
+    recorded,
+    reproduced,
+)
+from resnet_export.runtime.parity.metrics import distance, relative_error
 from resnet_export.runtime.parity.plan import Run
 from resnet_export.runtime.parity.report import Asked, Check, Entry
-from resnet_export.runtime.parity.tolerances import Overrides, coarser, near_tie_width, tolerance_for
+from resnet_export.runtime.parity.tolerances import (
+    Overrides,
+    coarser,
+    near_tie_width,
+    reproduction_limit,
+    tolerance_for,
+)
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.session import Session, open_session
 
@@ -165,6 +178,7 @@ def _golden_entry(
     if full and entry.tolerance.relative_error is not None:
         criteria.append(batches(full, entry.tolerance.relative_error))
     criteria.append(recorded(_non_finite(run, entry, golden)))
+    criteria += _reproduced(run, found, entry, golden)
     if limits.asked.min_agreement is not None and limits.asked.data is None:
         criteria.append(min_agreement(comparison, limits.asked.min_agreement))
     check = Check(
@@ -178,6 +192,17 @@ def _golden_entry(
     return msgspec.structs.replace(
         entry, checks=(check,), attribution=_attribution(run, found, entry, limits)
     )
+
+
+def _reproduced(run: Run, found: NDArray[np.float32], entry: Entry, golden: Golden) -> Iterator[Criterion]:
+    """Yield how near an int8 run comes to the logits that were recorded of its artifact, where there are any."""
+    stages = chain(run.artifact, tuple(golden.logits), entry.ran)[:-1]
+    if entry.tolerance.relative_error is None or not stages or stages[-1].precision is not Precision.INT8:
+        return
+    known, eager = golden.logits[stages[-1].name], golden.logits[EAGER]
+    own, error = relative_error(eager, known), distance(found, known, eager)
+    if own is not None and error is not None:  # what is not finite fails by that
+        yield reproduced(error, reproduction_limit(own), own)
 
 
 def _non_finite(run: Run, entry: Entry, golden: Golden) -> int:

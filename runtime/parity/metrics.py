@@ -298,10 +298,15 @@ def _cosine(xy: float, xx: float, yy: float) -> float | None:
 
 def relative_error(reference: ArrayLike, candidate: ArrayLike) -> float | None:
     """Return ‖a−b‖/‖b‖ of float logits [N, C]; None where either is not finite, or `reference` is zero."""
-    b, a = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
-    if not (np.isfinite(b).all() and np.isfinite(a).all() and b.any()):
+    return distance(candidate, reference, reference)
+
+
+def distance(one: ArrayLike, other: ArrayLike, scale: ArrayLike) -> float | None:
+    """Return ‖a−c‖/‖b‖ of float logits [N, C]; None where one is not finite, or `scale` is zero."""
+    a, c, b = (np.asarray(logits, np.float64) for logits in (one, other, scale))
+    if not (all(np.isfinite(logits).all() for logits in (a, b, c)) and b.any()):
         return None
-    return math.sqrt(inner(a - b, a - b) / inner(b, b))
+    return math.sqrt(inner(a - c, a - c) / inner(b, b))
 
 
 def varies(logits: ArrayLike) -> bool:

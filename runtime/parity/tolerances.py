@@ -49,6 +49,9 @@ _COARSENESS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
 
 NEAR_TIE_SIGMAS = 2.0
 
+_OTHER_ROUNDING = 3.0
+"""Times an int8 artifact's own error that a backend may be from its recorded logits."""
+
 Error = Annotated[float, msgspec.Meta(ge=0)]
 Cosine = Annotated[float, msgspec.Meta(ge=-1, le=1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -205,6 +208,16 @@ def _not_understood(name: str, kind: str, error: Exception) -> RequestError:
         f"{name} is not understood ({detail}); expected {kind} that maps {', '.join(TABLE)} to limits named "
         f"{', '.join(Override.__struct_fields__)}, agreement as a fraction"
     )
+
+
+def reproduction_limit(own: float) -> float:
+    """Return how far a backend may be from the recorded logits of an int8 artifact, over the norm of eager's.
+
+    `own` is the relative error of the recorded logits. A backend that adds up in another order rounds otherwise, and
+    what it makes is another sample of the same error: independent ones are √2 times `own` apart. Where that is next to
+    nothing, what fp16 is allowed is.
+    """
+    return max(_OTHER_ROUNDING * own, TABLE[Precision.FP16].relative_error or 0.0)
 
 
 def near_tie_width(tolerance: Tolerance, reference: ArrayLike) -> float:

@@ -23,9 +23,9 @@ from resnet_export.runtime.manifest import (
 from resnet_export.runtime.parity import junit, markdown, run_parity, text
 from resnet_export.runtime.parity.golden_check import batch_slices, full_batches
 from resnet_export.runtime.parity.report import Check, ParityReport
-from resnet_export.runtime.parity.tolerances import parse_overrides
+from resnet_export.runtime.parity.tolerances import parse_overrides, reproduction_limit
 from tests.parity_bundle import COUNT, crops, graph, logits, write
-from tests.tiny_bundle import FP16, FP32
+from tests.tiny_bundle import FP16, FP32, INT8_CPU
 
 sizes = st.tuples(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40)).map(
     lambda found: BatchRange(min=found[0], opt=found[0] + found[1], max=sum(found))
@@ -134,6 +134,39 @@ def test_a_graph_that_is_wrong_at_one_size_alone_fails(tmp_path: Path, batch: Ba
         assert "batches 1, expected ≤ 0.0001" in rendered
     names = {case.get("name") for case in ElementTree.fromstring(junit.render(report)).iter("testcase")}
     assert "golden.batches" in names
+
+
+@given(own=st.floats(0, 10))
+def test_two_independent_samples_of_the_same_rounding_are_within_the_limit(own: float) -> None:
+    assert reproduction_limit(own) >= max(2 * np.sqrt(2) * own, 0.01)
+
+
+def test_every_backend_reproduces_the_recorded_int8_logits_of_a_clean_artifact(tmp_path: Path) -> None:
+    report = run_parity(
+        write(tmp_path / "b", (FP32, INT8_CPU), trained=True), artifacts=["int8.cpu"], threads=1
+    )
+    assert {found.backend for found in report.entries} == {"onnxruntime", "openvino"}
+    for found in report.entries:
+        (criterion,) = [one for one in found.checks[0].criteria if one.name == "reproduced"]
+        assert criterion.passed, found.title
+
+
+def test_an_int8_artifact_that_is_not_what_was_recorded_fails_though_it_is_within_its_limits(
+    tmp_path: Path,
+) -> None:
+    # As if the file had been changed: what was recorded had an error of 0.002, what runs has ten times as much.
+    recorded = {"int8.cpu": (1.002 * logits(crops())).astype(np.float32)}
+    folder = write(tmp_path / "b", (FP32, INT8_CPU), recorded=recorded, trained=True)
+    report = check(folder, artifacts=["int8.cpu"])
+    assert (report.exit_code, broken(report), report.verdict.stage) == (1, ["reproduced"], "backend")
+    assert "reproduced" in text.render(report)
+
+
+def test_a_limit_on_the_error_that_is_dropped_drops_the_reproduction_too(tmp_path: Path) -> None:
+    recorded = {"int8.cpu": (1.002 * logits(crops())).astype(np.float32)}
+    folder = write(tmp_path / "b", (FP32, INT8_CPU), recorded=recorded, trained=True)
+    report = check(folder, artifacts=["int8.cpu"], tolerances={"int8": {"relative_error": None}})
+    assert (report.exit_code, broken(report)) == (0, [])
 
 
 def test_artifacts_whose_full_batches_are_known_do_not_run_them_again(tmp_path: Path) -> None:
