@@ -215,9 +215,9 @@ def reproduction_limit(own: float) -> float:
 
     `own` is the relative error of the recorded logits. A backend that adds up in another order rounds otherwise, and
     what it makes is another sample of the same error: independent ones are √2 times `own` apart. Where that is next to
-    nothing, what fp16 is allowed is.
+    nothing, what fp16 is allowed is. In three digits, since reports show a limit whole.
     """
-    return max(_OTHER_ROUNDING * own, TABLE[Precision.FP16].relative_error or 0.0)
+    return max(float(f"{_OTHER_ROUNDING * own:.3g}"), TABLE[Precision.FP16].relative_error or 0.0)
 
 
 def near_tie_width(tolerance: Tolerance, reference: ArrayLike) -> float:
