@@ -19,7 +19,7 @@ from resnet_export.runtime.errors import BackendError, BundleError
 from resnet_export.runtime.golden import EAGER, Golden
 from resnet_export.runtime.host import HostFacts
 from resnet_export.runtime.manifest import BatchRange, Manifest, Precision, Tolerance
-from resnet_export.runtime.parity.attribution import Attribution, attribute, chain
+from resnet_export.runtime.parity.attribution import attribute, chain
 from resnet_export.runtime.parity.compare import Runner, compare, printable
 from resnet_export.runtime.parity.criteria import (
     Criterion,
@@ -173,12 +173,16 @@ def _golden_entry(
     golden = limits.golden
     eager = golden.logits[EAGER]
     entry = _entry(run, limits, host, session=session)
+    stages = chain(run.artifact, tuple(golden.logits), entry.ran)
+    known = [golden.logits[stage.name] for stage in stages[:-1]]
     comparison = compare(eager, found, near_tie=limits.near_tie(entry.tolerance))
     criteria = [*judge(comparison.figures, entry.tolerance, near_ties_agree=limits.untrained)]
     if full and entry.tolerance.relative_error is not None:
         criteria.append(batches(full, entry.tolerance.relative_error))
-    criteria.append(recorded(_non_finite(run, entry, golden)))
-    criteria += _reproduced(run, found, entry, golden)
+    criteria.append(recorded(int((~np.isfinite(np.hstack([eager, *known])).all(axis=1)).sum())))
+    # Without a stage of its own, an artifact ends in the float graph that it was made of.
+    if known and stages[-2].precision is Precision.INT8 and entry.tolerance.relative_error is not None:
+        criteria += _reproduced(eager, known[-1], found)
     if limits.asked.min_agreement is not None and limits.asked.data is None:
         criteria.append(min_agreement(comparison, limits.asked.min_agreement))
     check = Check(
@@ -189,27 +193,24 @@ def _golden_entry(
         criteria=tuple(criteria),
         batches=tuple(full),
     )
-    return msgspec.structs.replace(
-        entry, checks=(check,), attribution=_attribution(run, found, entry, limits)
+    attribution = attribute(
+        eager,
+        list(zip(stages, [*known, found], strict=True)),
+        {precision: limits.tolerance(precision) for precision in Precision},
+        entry.title,
+        near_ties_agree=limits.untrained,
+        input_differs=limits.input_differs,
     )
+    return msgspec.structs.replace(entry, checks=(check,), attribution=attribution)
 
 
-def _reproduced(run: Run, found: NDArray[np.float32], entry: Entry, golden: Golden) -> Iterator[Criterion]:
-    """Yield how near an int8 run comes to the logits that were recorded of its artifact, where there are any."""
-    stages = chain(run.artifact, tuple(golden.logits), entry.ran)[:-1]
-    if entry.tolerance.relative_error is None or not stages or stages[-1].precision is not Precision.INT8:
-        return
-    known, eager = golden.logits[stages[-1].name], golden.logits[EAGER]
+def _reproduced(
+    eager: NDArray[np.float32], known: NDArray[np.float32], found: NDArray[np.float32]
+) -> Iterator[Criterion]:
+    """Yield how near an int8 run's logits `found` come to those recorded of its artifact, `known`, all [N, C]."""
     own, error = relative_error(eager, known), distance(found, known, eager)
     if own is not None and error is not None:  # what is not finite fails by that
         yield reproduced(error, reproduction_limit(own), own)
-
-
-def _non_finite(run: Run, entry: Entry, golden: Golden) -> int:
-    """Return on how many golden images a recorded stage of the run is not finite."""
-    stages = chain(run.artifact, tuple(golden.logits), entry.ran)
-    finite = [np.isfinite(golden.logits[stage.name]).all(axis=1) for stage in stages[:-1]]
-    return int((~np.logical_and.reduce([np.ones(len(golden.images), bool), *finite])).sum())
 
 
 def batch_slices(count: int, batch: BatchRange) -> Iterator[slice]:
@@ -233,19 +234,6 @@ def full_batches(count: int, batch: BatchRange) -> Iterator[NDArray[np.intp]]:
     cut = {part.stop - part.start for part in batch_slices(count, batch)}
     for size in sorted({batch.min, batch.opt, batch.max} - cut):
         yield np.arange(size) % count
-
-
-def _attribution(run: Run, found: NDArray[np.float32], entry: Entry, limits: Limits) -> Attribution:
-    stages = chain(run.artifact, tuple(limits.golden.logits), entry.ran)
-    recorded = [limits.golden.logits[stage.name] for stage in stages[:-1]]
-    return attribute(
-        limits.golden.logits[EAGER],
-        list(zip(stages, [*recorded, found], strict=True)),
-        {precision: limits.tolerance(precision) for precision in Precision},
-        entry.title,
-        near_ties_agree=limits.untrained,
-        input_differs=limits.input_differs,
-    )
 
 
 def _entry(
