@@ -16,10 +16,10 @@ from resnet_export.runtime.errors import DependencyError, RequestError
 from resnet_export.runtime.manifest import Manifest, Precision, read_manifest
 from resnet_export.runtime.parity.blame import suspects
 from resnet_export.runtime.parity.compare import Batch, ImageBatch, printable
-from resnet_export.runtime.parity.gate import run_parity
+from resnet_export.runtime.parity.gate import run_asked
 from resnet_export.runtime.parity.report import ParityReport
 from resnet_export.runtime.parity.request import ask, check_path, names
-from resnet_export.runtime.parity.tolerances import GivenLimits, checked_overrides, parse_overrides
+from resnet_export.runtime.parity.tolerances import GivenLimits, Overrides, checked_overrides, parse_overrides
 from resnet_export.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def check_parity(
     check_path("bundle", bundle, "a bundle's folder")
     asked = ask(
         data=batches if path is None else (),
-        data_name="further images" if data_name is None else data_name,
+        data_name=("further images" if path is None else os.fspath(path)) if data_name is None else data_name,
         artifacts=artifacts,
         backends=backends,
         precisions=precisions,
@@ -105,7 +105,6 @@ def check_parity(
         )
     overrides = _overrides(tolerances)
     noted: list[str] = []
-    name = "further images" if path is None else os.fspath(path)
     if path is not None:
         manifest = read_manifest(bundle)
         dataset = _open(manifest, path, limit=limit, seed=seed)
@@ -117,35 +116,20 @@ def check_parity(
         from resnet_export.exporter.eager import eager_reference
 
         eager = eager_reference(bundle, weights, progress=progress)
-    report = run_parity(
-        bundle,
-        data=batches,
-        data_name=name if data_name is None else data_name,
-        artifacts=artifacts,
-        backends=backends,
-        precisions=asked.precisions,
-        eager=eager,
-        max_drop=max_drop,
-        min_agreement=min_agreement,
-        min_accuracy=min_accuracy,
-        tolerances=overrides,
-        limit=limit,
-        threads=threads,
-        progress=progress,
+    asked = msgspec.structs.replace(
+        asked,
+        reference=reference,
+        seed=seed if path is not None and limit is not None else None,
+        tolerances=printable(os.fspath(tolerances))
+        if isinstance(tolerances, str | os.PathLike)
+        else asked.tolerances,
+        layers=_asked_layers(layers),
+        weights=None if weights is None else printable(os.fspath(weights)),
     )
-    report = msgspec.structs.replace(
-        report,
-        asked=msgspec.structs.replace(
-            report.asked,
-            seed=seed if path is not None and limit is not None else None,
-            tolerances=printable(os.fspath(tolerances))
-            if isinstance(tolerances, str | os.PathLike)
-            else report.asked.tolerances,
-            layers=_asked_layers(layers),
-            weights=None if weights is None else printable(os.fspath(weights)),
-        ),
-        notes=(*report.notes, *noted),
+    report = run_asked(
+        bundle, asked, overrides, data=batches, eager=eager, threads=threads, progress=progress
     )
+    report = msgspec.structs.replace(report, notes=(*report.notes, *noted))
     if layers == "none" or (wanted is None and not suspects(report)):
         return report
     if wanted is None and not _has_onnx():
@@ -249,9 +233,9 @@ def _has_onnx() -> bool:
     return True
 
 
-def _overrides(given: str | os.PathLike[str] | GivenLimits | None) -> GivenLimits | None:
+def _overrides(given: str | os.PathLike[str] | GivenLimits | None) -> Overrides:
     if given is None:
-        return None
+        return {}
     if not isinstance(given, str | os.PathLike):
         return checked_overrides(given)
     path = Path(given)

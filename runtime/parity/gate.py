@@ -29,7 +29,7 @@ from resnet_export.runtime.parity.plan import Plan, is_reference, plan
 from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, check_preprocessing
 from resnet_export.runtime.parity.report import Asked, ParityReport, identity, summarize
 from resnet_export.runtime.parity.request import ask, check_path
-from resnet_export.runtime.parity.tolerances import GivenLimits, checked_overrides, loosened
+from resnet_export.runtime.parity.tolerances import GivenLimits, Overrides, checked_overrides, loosened
 from resnet_export.runtime.progress import Progress, silent
 
 # With fewer classes predicted than this, agreement on the golden images proves little.
@@ -84,7 +84,6 @@ def run_parity(
             replaced during the check.
         NoBackendError: `data` was given, and no fp32 graph runs here that it could be compared with.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
     check_path("bundle", bundle, "a bundle's folder")
     asked = ask(
         data=data,
@@ -101,6 +100,34 @@ def run_parity(
         threads=threads,
     )
     overrides = {} if tolerances is None else checked_overrides(tolerances)
+    return run_asked(
+        bundle,
+        asked,
+        overrides,
+        data=data,
+        eager=eager,
+        full_batches_known=frozenset(full_batches_known),
+        threads=threads,
+        progress=progress,
+    )
+
+
+def run_asked(
+    bundle: str | os.PathLike[str],
+    asked: Asked,
+    overrides: Overrides,
+    *,
+    data: Iterable[ImageBatch] | None,
+    eager: Runner | None,
+    full_batches_known: frozenset[str] = frozenset(),
+    threads: int | None,
+    progress: Progress,
+) -> ParityReport:
+    """Make the check that `asked` describes, as `run_parity` does, which says what the rest means and what is raised.
+
+    `asked` and `overrides` were found to be in order (`request.ask`, `tolerances.checked_overrides`).
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
     manifest = read_manifest(bundle)
     golden = read_golden(bundle)
     require_same(read_manifest(bundle), manifest)
@@ -125,7 +152,7 @@ def run_parity(
         asked,
         overrides,
         input_differs=not normalized,
-        full_batches_known=frozenset(full_batches_known),
+        full_batches_known=full_batches_known,
     )
     stream = None if data is None else inputs(data, limits)
 
