@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 
 from benchmarks.harness import heading, interleave, interleave_processes, paired_ratio, run_process
-from resnet_export.calibration.calibrate import observe_graph
-from resnet_export.calibration.cpu_session import CpuSession
+from resnet_export.calibration.observe.calibrate import observe_graph
+from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.photos import natural_crops
-from resnet_export.runtime.manifest import BatchRange, Preprocessing
+from resnet_export.exporter.models.photographs import natural_crops
+from resnet_export.runtime.bundle.manifest import BatchRange, Preprocessing
 from resnet_export.runtime.preprocess import normalize
 
 ROUNDS = 3
@@ -34,7 +34,7 @@ THEIRS = """
 import sys
 import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from resnet_export.runtime.manifest import Preprocessing
+from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize
 model, images, quantized = sys.argv[1:]
 crops = np.load(images)["images"]

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import heading, paired_ratio
-from resnet_export.exporter.engine import build_engine
-from resnet_export.exporter.engine_build import engine_sources
+from resnet_export.exporter.engine.build import engine_sources
+from resnet_export.exporter.engine.builder import build_engine
 from resnet_export.runtime.backends.tensorrt_library import load_library
-from resnet_export.runtime.manifest import read_artifact, read_manifest
+from resnet_export.runtime.bundle.manifest import read_artifact, read_manifest
 
 ROUNDS = 7
 

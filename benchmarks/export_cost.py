@@ -17,8 +17,8 @@ ROUNDS = 5
 # What a careful user would write by hand: the same exporter, the same dynamic batch, no checks.
 BARE = """
 import sys, onnx, onnxsim, torch
-from resnet_export.exporter.resnet import build
-from resnet_export.exporter.zoo import ZOO
+from resnet_export.exporter.models.resnet import build
+from resnet_export.exporter.models.zoo import ZOO
 network = build(ZOO["resnet50"], 1000).eval()
 program = torch.onnx.export(network, (torch.zeros(2, 3, 224, 224),), dynamo=True, opset_version=19, verbose=False,
                             dynamic_shapes=({0: torch.export.Dim("N", min=1, max=32)},))

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 
 from benchmarks.harness import heading
-from resnet_export.calibration.cpu_session import CpuSession
-from resnet_export.exporter.graph import serialize, simplify, to_onnx
-from resnet_export.exporter.network import build_network
-from resnet_export.exporter.photos import natural_crops, photographs
-from resnet_export.exporter.precision import to_fp16
-from resnet_export.exporter.ranges import scan_ranges
+from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.exporter.graph.export import serialize, simplify, to_onnx
+from resnet_export.exporter.graph.precision import to_fp16
+from resnet_export.exporter.graph.stage_check import eager_probe
+from resnet_export.exporter.graph.value_ranges import scan_ranges
+from resnet_export.exporter.models.classifier import build_network
+from resnet_export.exporter.models.photographs import natural_crops, photographs
 from resnet_export.exporter.spec import ModelSpec
-from resnet_export.exporter.stage_check import eager_probe
-from resnet_export.runtime.manifest import BatchRange
-from resnet_export.runtime.parity.metrics import Figures, Metrics
+from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
 from resnet_export.runtime.preprocess import normalize
 
 CROPS = 512

@@ -21,7 +21,7 @@ from benchmarks.fashion import fashion
 from benchmarks.harness import heading
 from benchmarks.trained import CHECKPOINTS
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.zoo import ZOO
+from resnet_export.exporter.models.zoo import ZOO
 from resnet_export.runtime.parity import Batch, ParityReport, run_parity
 from tests.digits import CLASSES, SIZE, Digits
 from tests.trained import checkpoint

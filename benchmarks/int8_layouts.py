@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from benchmarks.calibration import SIZE, export_resnet50
 from benchmarks.harness import heading, interleave
 from benchmarks.trained import open_openvino, snr, trained_resnet18
-from resnet_export.calibration.calibrate import calibrate
-from resnet_export.calibration.cpu_session import CpuSession
-from resnet_export.calibration.layout import LAYOUTS, Layout
-from resnet_export.calibration.plan import QuantPlan
-from resnet_export.calibration.qdq import emit
-from resnet_export.calibration.ranges import Range
-from resnet_export.calibration.topology import Topology
-from resnet_export.exporter.network import build_network
-from resnet_export.exporter.photos import natural_crops
+from resnet_export.calibration.observe.calibrate import calibrate
+from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.calibration.observe.ranges import Range
+from resnet_export.calibration.quantize.placement import LAYOUTS, Layout
+from resnet_export.calibration.quantize.plan import QuantPlan
+from resnet_export.calibration.quantize.qdq import emit
+from resnet_export.calibration.quantize.topology import Topology
+from resnet_export.exporter.models.classifier import build_network
+from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.exporter.spec import ModelSpec
-from resnet_export.runtime.manifest import Preprocessing
+from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize
 
 THREADS = 2

@@ -30,18 +30,18 @@ import onnx
 
 from benchmarks.harness import heading
 from benchmarks.trained import Run, Trained, batched, decibels, open_openvino, trained_resnet18
-from resnet_export.calibration.calibrate import calibrate
-from resnet_export.calibration.cpu_session import CpuSession
-from resnet_export.calibration.feed import Feed
-from resnet_export.calibration.layout import Target
-from resnet_export.calibration.plan import QuantPlan, default_kept
-from resnet_export.calibration.qdq import origins, quantize
-from resnet_export.calibration.ranges import METHODS
-from resnet_export.calibration.search import plan_int8
-from resnet_export.calibration.summary import sentences
-from resnet_export.exporter.precision import to_fp16
-from resnet_export.exporter.ranges import Span, scan_ranges
-from resnet_export.exporter.resnet import ResNet
+from resnet_export.calibration.data.inputs import Feed
+from resnet_export.calibration.observe.calibrate import calibrate
+from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.calibration.observe.ranges import METHODS
+from resnet_export.calibration.quantize.placement import Target
+from resnet_export.calibration.quantize.plan import QuantPlan, default_kept
+from resnet_export.calibration.quantize.qdq import origins, quantize
+from resnet_export.calibration.search.search import plan_int8
+from resnet_export.calibration.search.summary import sentences
+from resnet_export.exporter.graph.precision import to_fp16
+from resnet_export.exporter.graph.value_ranges import Span, scan_ranges
+from resnet_export.exporter.models.resnet import ResNet
 from tests import hostile
 
 Kind = Literal["signed", "unsigned"]

@@ -1,4 +1,4 @@
-"""How far the layers of sound graphs are from the fp32 graph: what the limits of `runtime/parity/layers.py` come from.
+"""How far the layers of sound graphs are from the fp32 graph: the origin of the limits of layer attribution.
 
     python -m benchmarks.layer_limits BUNDLE...
 
@@ -14,16 +14,16 @@ from collections.abc import Iterator
 import onnx
 from tabulate import tabulate
 
-from resnet_export.calibration.channels import rescale
-from resnet_export.calibration.layout import TARGETS
-from resnet_export.calibration.plan import Equalization, QuantPlan
-from resnet_export.calibration.qdq import quantize
-from resnet_export.calibration.ranges import METHODS
-from resnet_export.calibration.table import decode_table
-from resnet_export.exporter.layerwise import compare_artifacts, compare_layers
-from resnet_export.runtime.golden import read_golden
-from resnet_export.runtime.manifest import read_artifact, read_manifest
-from resnet_export.runtime.parity.layers import LIMITS, Layerwise
+from resnet_export.calibration.improve.channel_scaling import rescale
+from resnet_export.calibration.observe.ranges import METHODS
+from resnet_export.calibration.observe.table import decode_table
+from resnet_export.calibration.quantize.placement import TARGETS
+from resnet_export.calibration.quantize.plan import Equalization, QuantPlan
+from resnet_export.calibration.quantize.qdq import quantize
+from resnet_export.exporter.debug.layerwise import compare_artifacts, compare_layers
+from resnet_export.runtime.bundle.golden import read_golden
+from resnet_export.runtime.bundle.manifest import read_artifact, read_manifest
+from resnet_export.runtime.parity.attribution.layers import LIMITS, Layerwise
 from resnet_export.runtime.preprocess import to_input
 
 _BATCH = 4

@@ -27,16 +27,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.harness import heading, run_process
-from resnet_export.calibration.dataset import open_dataset
-from resnet_export.exporter.photos import natural_crops
-from resnet_export.runtime.golden import read_golden
-from resnet_export.runtime.host import probe
-from resnet_export.runtime.manifest import read_manifest
+from resnet_export.calibration.data.dataset import open_dataset
+from resnet_export.exporter.models.photographs import natural_crops
+from resnet_export.runtime.bundle.golden import read_golden
+from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.parity import Batch, run_parity
 from resnet_export.runtime.parity.golden_check import batch_slices, full_batches
 from resnet_export.runtime.parity.plan import plan
-from resnet_export.runtime.parity.report import Asked
+from resnet_export.runtime.parity.report.schema import Asked
 from resnet_export.runtime.preprocess import to_input
+from resnet_export.runtime.select.host import probe
 from resnet_export.runtime.session import open_session
 
 _DISTINCT = 100  # crops that are drawn; more images repeat them

@@ -1,4 +1,4 @@
-"""The experiment behind the limits in `runtime/parity/tolerances.py`: how far clean artifacts are from eager.
+"""The experiment behind the limits in `runtime/parity/criteria/tolerances.py`: how far clean artifacts are from eager.
 
     python -m benchmarks.tolerances [DEPTH ...] [--seeds N] [--crops N] [--int8]
 
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from benchmarks.harness import heading
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.photos import natural_crops
-from resnet_export.runtime.manifest import Precision
+from resnet_export.exporter.models.photographs import natural_crops
+from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.parity import Batch, run_parity
-from resnet_export.runtime.parity.metrics import Figures
-from resnet_export.runtime.parity.tolerances import TABLE
+from resnet_export.runtime.parity.criteria.tolerances import TABLE
+from resnet_export.runtime.parity.measure.metrics import Figures
 
 SIZE = 224
 BATCH = 8

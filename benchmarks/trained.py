@@ -12,11 +12,11 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from resnet_export.calibration.cpu_session import CpuSession
-from resnet_export.exporter.graph import ExportedGraph, simplify, to_onnx
-from resnet_export.exporter.resnet import ResNet, build
-from resnet_export.exporter.stage_check import eager_probe
-from resnet_export.runtime.manifest import BatchRange
+from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.exporter.graph.export import ExportedGraph, simplify, to_onnx
+from resnet_export.exporter.graph.stage_check import eager_probe
+from resnet_export.exporter.models.resnet import ResNet, build
+from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.preprocess import normalize
 from tests.digits import CLASSES, PREPROCESSING, SIZE
 from tests.trained import RESNET18, checkpoint, splits

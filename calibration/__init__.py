@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_export.calibration.dataset import (
+    from resnet_export.calibration.data.dataset import (
         Batch,
         Dataset,
         DatasetWarning,
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Dataset", "DatasetWarning", "Description", "check_for_calibration", "open_dataset"]
 
 _HOMES = {
-    "Batch": "resnet_export.calibration.dataset",
-    "Dataset": "resnet_export.calibration.dataset",
-    "DatasetWarning": "resnet_export.calibration.dataset",
-    "Description": "resnet_export.calibration.dataset",
-    "check_for_calibration": "resnet_export.calibration.dataset",
-    "open_dataset": "resnet_export.calibration.dataset",
+    "Batch": "resnet_export.calibration.data.dataset",
+    "Dataset": "resnet_export.calibration.data.dataset",
+    "DatasetWarning": "resnet_export.calibration.data.dataset",
+    "Description": "resnet_export.calibration.data.dataset",
+    "check_for_calibration": "resnet_export.calibration.data.dataset",
+    "open_dataset": "resnet_export.calibration.data.dataset",
 }
 
 

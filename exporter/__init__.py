@@ -12,14 +12,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_export.exporter.bundle import Bundle
+    from resnet_export.exporter.bundle.staging import Bundle
     from resnet_export.exporter.pipeline import export
     from resnet_export.exporter.spec import ExportSpec, ModelSpec
 
 __all__ = ["Bundle", "ExportSpec", "ModelSpec", "export"]
 
 _HOMES = {
-    "Bundle": "resnet_export.exporter.bundle",
+    "Bundle": "resnet_export.exporter.bundle.staging",
     "ExportSpec": "resnet_export.exporter.spec",
     "ModelSpec": "resnet_export.exporter.spec",
     "export": "resnet_export.exporter.pipeline",

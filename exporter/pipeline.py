@@ -12,37 +12,37 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from resnet_export.calibration.search import Int8Plan
-from resnet_export.calibration.summary import sentences
-from resnet_export.calibration.table import encode_table
+from resnet_export.calibration.observe.table import encode_table
+from resnet_export.calibration.search.search import Int8Plan
+from resnet_export.calibration.search.summary import sentences
 from resnet_export.exporter import report as page
-from resnet_export.exporter.bundle import Bundle, Staging, check_output, staging
-from resnet_export.exporter.describe import describe
-from resnet_export.exporter.draft import Draft
-from resnet_export.exporter.engine_build import compile_engines, engine_sources
-from resnet_export.exporter.finish import finish
-from resnet_export.exporter.flavours import EnginePlan, plan_engines
-from resnet_export.exporter.graph import check_against, serialize, simplify, to_onnx
-from resnet_export.exporter.images import Images, choose_images
-from resnet_export.exporter.int8 import TABLE, find_plan, to_int8
-from resnet_export.exporter.label_check import label_notice
-from resnet_export.exporter.layerwise import with_layers
-from resnet_export.exporter.network import Network, build_network
-from resnet_export.exporter.precision import to_fp16
-from resnet_export.exporter.preprocessing_graph import bake_preprocessing
-from resnet_export.exporter.ranges import Span, scan_ranges
+from resnet_export.exporter.bundle.manifest import describe
+from resnet_export.exporter.bundle.staging import Bundle, Staging, check_output, staging
+from resnet_export.exporter.debug.layerwise import with_layers
+from resnet_export.exporter.engine.build import compile_engines, engine_sources
+from resnet_export.exporter.engine.targets import EnginePlan, plan_engines
+from resnet_export.exporter.golden.images import Images, choose_images
+from resnet_export.exporter.golden.label_check import label_notice
+from resnet_export.exporter.golden.preprocessing_sample import record_sample
+from resnet_export.exporter.graph.export import check_against, serialize, simplify, to_onnx
+from resnet_export.exporter.graph.graph_artifact import Draft
+from resnet_export.exporter.graph.int8 import TABLE, find_plan, to_int8
+from resnet_export.exporter.graph.metadata import finish
+from resnet_export.exporter.graph.precision import to_fp16
+from resnet_export.exporter.graph.preprocessing import bake_preprocessing
+from resnet_export.exporter.graph.stage_check import Probe, compare, eager_probe
+from resnet_export.exporter.graph.value_ranges import Span, scan_ranges
+from resnet_export.exporter.models.classifier import Network, build_network
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
-from resnet_export.exporter.sample import record_sample
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
-from resnet_export.exporter.stage_check import Probe, compare, eager_probe
-from resnet_export.runtime.golden import EAGER, Golden, Sample, encode_golden
-from resnet_export.runtime.host import probe
-from resnet_export.runtime.manifest import Artifact, GoldenInfo, Manifest, Precision, Preprocessing
-from resnet_export.runtime.parity import markdown
-from resnet_export.runtime.parity.gate import run_parity
-from resnet_export.runtime.parity.report import ParityReport, encode_report
+from resnet_export.runtime.bundle.golden import EAGER, Golden, Sample, encode_golden
+from resnet_export.runtime.bundle.manifest import Artifact, GoldenInfo, Manifest, Precision, Preprocessing
+from resnet_export.runtime.parity.check import run_parity
+from resnet_export.runtime.parity.report import markdown
+from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
 from resnet_export.runtime.preprocess import normalize, to_input
 from resnet_export.runtime.progress import Progress, silent
+from resnet_export.runtime.select.host import probe
 
 GOLDEN = "golden.npz"
 REPORT = "report.json"

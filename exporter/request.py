@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 
-from resnet_export.exporter.source import locate
+from resnet_export.exporter.models.weight_source import locate
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
+from resnet_export.runtime.bundle.manifest import ModelInfo
 from resnet_export.runtime.errors import DependencyError, RequestError
-from resnet_export.runtime.manifest import ModelInfo
 
 # Module → the extra that installs it. Every step of an export is checked with ONNX Runtime.
 _NEEDED = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from resnet_export.runtime.manifest import BatchRange
+from resnet_export.runtime.bundle.manifest import BatchRange
 
 InputKind = Literal["float32", "uint8"]
 Interpolation = Literal["bilinear", "bicubic"]

@@ -16,7 +16,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resnet_export.runtime.choice import Choice, Considered, Resolution, Wish
+    from resnet_export.runtime.bundle.manifest import (
+        Artifact,
+        BatchRange,
+        EngineInfo,
+        Manifest,
+        Precision,
+        Preprocessing,
+        TensorSpec,
+        Tolerance,
+        Verdict,
+        read_manifest,
+        verify_bundle,
+    )
     from resnet_export.runtime.errors import (
         BackendError,
         BundleError,
@@ -33,21 +45,9 @@ if TYPE_CHECKING:
         SchemaError,
         SessionClosedError,
     )
-    from resnet_export.runtime.host import Gpu, HostFacts, Package, probe
-    from resnet_export.runtime.manifest import (
-        Artifact,
-        BatchRange,
-        EngineInfo,
-        Manifest,
-        Precision,
-        Preprocessing,
-        TensorSpec,
-        Tolerance,
-        Verdict,
-        read_manifest,
-        verify_bundle,
-    )
     from resnet_export.runtime.prediction import Prediction
+    from resnet_export.runtime.select.choice import Choice, Considered, Resolution, Wish
+    from resnet_export.runtime.select.host import Gpu, HostFacts, Package, probe
     from resnet_export.runtime.session import Session, open_session
 
 __all__ = [
@@ -90,7 +90,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "choice": ("Choice", "Considered", "Resolution", "Wish"),
+    "select.choice": ("Choice", "Considered", "Resolution", "Wish"),
     "errors": (
         "BackendError",
         "BundleError",
@@ -107,8 +107,8 @@ _HOMES = {
         "SchemaError",
         "SessionClosedError",
     ),
-    "host": ("Gpu", "HostFacts", "Package", "probe"),
-    "manifest": (
+    "select.host": ("Gpu", "HostFacts", "Package", "probe"),
+    "bundle.manifest": (
         "Artifact",
         "BatchRange",
         "EngineInfo",

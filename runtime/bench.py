@@ -14,14 +14,14 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from resnet_export.runtime.bundle.golden import read_golden
+from resnet_export.runtime.bundle.manifest import Precision, Struct, read_manifest
 from resnet_export.runtime.errors import NoBackendError
-from resnet_export.runtime.golden import read_golden
-from resnet_export.runtime.host import probe
-from resnet_export.runtime.manifest import Precision, Struct, read_manifest
 from resnet_export.runtime.parity.plan import plan
-from resnet_export.runtime.parity.report import Asked, Skipped
+from resnet_export.runtime.parity.report.schema import Asked, Skipped
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.progress import Progress, silent
+from resnet_export.runtime.select.host import probe
 from resnet_export.runtime.session import Session, open_session
 
 _WARMUP = 2

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import ImageError
-from resnet_export.runtime.manifest import Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

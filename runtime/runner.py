@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.runtime.backends import Backend, DeviceBackend
+from resnet_export.runtime.bundle.manifest import BatchRange, Manifest, TensorSpec
 from resnet_export.runtime.errors import BackendError, RequestError
-from resnet_export.runtime.gate import Gate
-from resnet_export.runtime.manifest import BatchRange, Manifest, TensorSpec
+from resnet_export.runtime.open_calls import Gate
 from resnet_export.runtime.prediction import Prediction, best
 from resnet_export.runtime.preprocess import to_input
 

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from resnet_export.runtime.backends import Backend, OpenRequest, find_route, open_backend
 from resnet_export.runtime.batching import MicroBatcher
-from resnet_export.runtime.choice import Choice, Considered, Wish
+from resnet_export.runtime.bundle.manifest import (
+    Manifest,
+    Precision,
+    read_artifact,
+    read_stable,
+)
+from resnet_export.runtime.bundle.recovery import locate
 from resnet_export.runtime.errors import (
     BackendError,
     ImageError,
@@ -25,19 +31,13 @@ from resnet_export.runtime.errors import (
     RequestError,
     SessionClosedError,
 )
-from resnet_export.runtime.gate import Gate
-from resnet_export.runtime.host import HostFacts, probe
-from resnet_export.runtime.manifest import (
-    Manifest,
-    Precision,
-    read_artifact,
-    read_stable,
-)
+from resnet_export.runtime.open_calls import Gate
 from resnet_export.runtime.prediction import Prediction
 from resnet_export.runtime.preprocess import ImageSource, load
-from resnet_export.runtime.recovery import locate
-from resnet_export.runtime.resolve import explain, parse_wish, resolve
 from resnet_export.runtime.runner import Request, Runner, describe
+from resnet_export.runtime.select.choice import Choice, Considered, Wish
+from resnet_export.runtime.select.host import HostFacts, probe
+from resnet_export.runtime.select.resolver import explain, parse_wish, resolve
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -64,7 +64,7 @@ def open_session(
         device: "cpu", "gpu", or the index of a GPU.
         threads: number of CPU threads; by default the engine decides.
 
-    What is None is chosen by the rules of `resnet_export.runtime.resolve`; `Session.trace` says why. A choice
+    What is None is chosen by the rules of `resnet_export.runtime.select.resolver`; `Session.trace` says why. A choice
     that cannot be opened is passed over for the next best, with the error in the trace, unless `backend` or
     `artifact` asked for it.
 

@@ -17,9 +17,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from resnet_export.exporter.resnet import ResNet, build
-from resnet_export.exporter.zoo import Architecture
-from resnet_export.runtime.manifest import Preprocessing
+from resnet_export.exporter.models.resnet import ResNet, build
+from resnet_export.exporter.models.zoo import Architecture
+from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize
 
 SIZE = 40

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from resnet_export.runtime.manifest import MANIFEST_NAME, encode_manifest, read_manifest
+from resnet_export.runtime.bundle.manifest import MANIFEST_NAME, encode_manifest, read_manifest
 from tests import tiny_bundle
 
 

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from resnet_export.exporter.graph import ExportedGraph, check_against, simplify, to_onnx
-from resnet_export.exporter.resnet import ResNet, build
-from resnet_export.exporter.stage_check import Probe, eager_probe
-from resnet_export.exporter.zoo import ZOO
-from resnet_export.runtime.manifest import BatchRange, ModelInfo, Preprocessing, WeightsInfo
+from resnet_export.exporter.graph.export import ExportedGraph, check_against, simplify, to_onnx
+from resnet_export.exporter.graph.stage_check import Probe, eager_probe
+from resnet_export.exporter.models.resnet import ResNet, build
+from resnet_export.exporter.models.zoo import ZOO
+from resnet_export.runtime.bundle.manifest import BatchRange, ModelInfo, Preprocessing, WeightsInfo
 from resnet_export.runtime.preprocess import normalize
 
 SIZE = 64

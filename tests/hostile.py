@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resnet_export.exporter.resnet import BasicBlock, Bottleneck, ResNet
+from resnet_export.exporter.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 @dataclass(frozen=True)

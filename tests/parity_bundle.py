@@ -14,8 +14,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from resnet_export.runtime.golden import Golden, encode_golden
-from resnet_export.runtime.manifest import (
+from resnet_export.runtime.bundle.golden import Golden, encode_golden
+from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
     Precision,
     Tolerance,
@@ -23,7 +23,7 @@ from resnet_export.runtime.manifest import (
     encode_manifest,
     read_manifest,
 )
-from resnet_export.runtime.parity.tolerances import for_manifest
+from resnet_export.runtime.parity.criteria.tolerances import for_manifest
 from resnet_export.runtime.preprocess import normalize
 from tests import tiny_bundle
 from tests.tiny_bundle import ALL, FP32, SIDE, Variant

@@ -13,19 +13,19 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from resnet_export.calibration.observers import observe
-from resnet_export.calibration.table import CalibrationTable, build
-from resnet_export.exporter.gate import open_data
-from resnet_export.runtime.manifest import (
+from resnet_export.calibration.observe.histogram import observe
+from resnet_export.calibration.observe.table import CalibrationTable, build
+from resnet_export.exporter.parity.check import open_data
+from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
     FileInfo,
     Precision,
     encode_manifest,
     read_manifest,
 )
-from resnet_export.runtime.parity.gate import run_parity
-from resnet_export.runtime.parity.layers import LayerFigure, Layerwise
-from resnet_export.runtime.parity.report import ParityReport
+from resnet_export.runtime.parity.attribution.layers import LayerFigure, Layerwise
+from resnet_export.runtime.parity.check import run_parity
+from resnet_export.runtime.parity.report.schema import ParityReport
 from tests.parity_bundle import crops, graph, logits, write
 from tests.tiny_bundle import CLASSES, INT8_CPU
 

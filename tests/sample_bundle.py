@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_export.exporter.bundle import Bundle, Staging, staging
-from resnet_export.runtime.golden import Golden, encode_golden
-from resnet_export.runtime.manifest import (
+from resnet_export.exporter.bundle.staging import Bundle, Staging, staging
+from resnet_export.runtime.bundle.golden import Golden, encode_golden
+from resnet_export.runtime.bundle.manifest import (
     Artifact,
     BatchRange,
     EngineInfo,

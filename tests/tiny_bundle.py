@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet_export.runtime.manifest import (
+from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
     Artifact,
     BatchRange,

@@ -20,8 +20,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnet_export.exporter import resnet
-from resnet_export.exporter.zoo import ZOO, Architecture
+from resnet_export.exporter.models import resnet
+from resnet_export.exporter.models.zoo import ZOO, Architecture
 from tests import digits
 from tests.digits import SIZE, Digits
 

@@ -11,9 +11,9 @@ from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.export_options import CommaList
 from resnet_export.exporter.cli.output import check_outside
 from resnet_export.exporter.cli.progress import progress_bar
-from resnet_export.exporter.engine_build import add_engines
-from resnet_export.exporter.engine_options import BuildOptions
-from resnet_export.runtime.host import probe
+from resnet_export.exporter.engine.build import add_engines
+from resnet_export.exporter.engine.options import BuildOptions
+from resnet_export.runtime.select.host import probe
 
 
 @click.command(name="build")

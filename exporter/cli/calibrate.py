@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from resnet_export.calibration.calibrate import calibrate
-from resnet_export.calibration.dataset import check_for_calibration, open_dataset
-from resnet_export.calibration.source import read_source
-from resnet_export.calibration.table import encode_table
+from resnet_export.calibration.data.dataset import check_for_calibration, open_dataset
+from resnet_export.calibration.observe.calibrate import calibrate
+from resnet_export.calibration.observe.graph_source import read_source
+from resnet_export.calibration.observe.table import encode_table
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.output import check_outputs, write_output
 from resnet_export.exporter.cli.progress import progress_bar

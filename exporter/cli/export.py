@@ -13,12 +13,12 @@ import msgspec
 from resnet_export.exporter.cli.progress import progress_bar
 from resnet_export.exporter.request import check_request
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
-from resnet_export.runtime.manifest import BatchRange
+from resnet_export.runtime.bundle.manifest import BatchRange
 
 if TYPE_CHECKING:
-    from resnet_export.exporter.bundle import Bundle
+    from resnet_export.exporter.bundle.staging import Bundle
     from resnet_export.exporter.pipeline import Subject
-    from resnet_export.runtime.parity.report import ParityReport
+    from resnet_export.runtime.parity.report.schema import ParityReport
 
 
 def run(
@@ -90,8 +90,8 @@ def run(
     # Before the imports that would fail for what is missing, in words that help nobody.
     check_request(model, spec)
     from resnet_export.exporter.pipeline import REPORT, export, prepare
-    from resnet_export.runtime.parity import text
-    from resnet_export.runtime.parity.report import decode_report
+    from resnet_export.runtime.parity.report import text
+    from resnet_export.runtime.parity.report.schema import decode_report
 
     progress = progress_bar(quiet=quiet)
     if dry_run:
@@ -113,7 +113,7 @@ def run(
 
 
 def _print_plan(subject: Subject, spec: ExportSpec, *, as_json: bool) -> None:
-    from resnet_export.exporter.flavours import sm
+    from resnet_export.exporter.engine.targets import sm
 
     network = subject.network
     plan = {

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from resnet_export.runtime.manifest import BatchRange
+from resnet_export.runtime.bundle.manifest import BatchRange
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -11,11 +11,11 @@ import msgspec
 
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.session_options import session_options
-from resnet_export.runtime.choice import Resolution
-from resnet_export.runtime.engine_report import TABLE_HEADER, LayerReport, read_reports, summary, table
-from resnet_export.runtime.host import HostFacts, probe
-from resnet_export.runtime.manifest import Artifact, Manifest, verify_bundle
-from resnet_export.runtime.resolve import parse_wish, resolve
+from resnet_export.runtime.bundle.layer_report import TABLE_HEADER, LayerReport, read_reports, summary, table
+from resnet_export.runtime.bundle.manifest import Artifact, Manifest, verify_bundle
+from resnet_export.runtime.select.choice import Resolution
+from resnet_export.runtime.select.host import HostFacts, probe
+from resnet_export.runtime.select.resolver import parse_wish, resolve
 
 
 @click.command(name="inspect")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.zoo import ZOO
+from resnet_export.exporter.models.zoo import ZOO
 
 
 @click.command(name="models")

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TextIO
 
-from resnet_export.calibration.sources import files_of
+from resnet_export.calibration.data.image_sources import files_of
 from resnet_export.runtime.errors import RequestError
 
 # What a folder answers that takes no new files, or a file that something is mounted on.

@@ -13,10 +13,10 @@ from resnet_export.exporter import report as html
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.output import check_outputs, write_output
 from resnet_export.exporter.cli.progress import progress_bar
-from resnet_export.exporter.gate import check_parity
+from resnet_export.exporter.parity.check import check_parity
 from resnet_export.runtime.errors import RequestError
-from resnet_export.runtime.parity import junit, markdown, text
-from resnet_export.runtime.parity.report import ParityReport, encode_report
+from resnet_export.runtime.parity.report import junit, markdown, text
+from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
 
 _RENDER: dict[str, Callable[[ParityReport], bytes]] = {
     "--json": encode_report,

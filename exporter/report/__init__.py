@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 from resnet_export.runtime.errors import DependencyError
 
 if TYPE_CHECKING:
-    from resnet_export.exporter.report.material import Material, Recorded, gather, read_recorded
     from resnet_export.exporter.report.page import render
+    from resnet_export.exporter.report.report_data import Material, Recorded, gather, read_recorded
 
 __all__ = ["Material", "Recorded", "gather", "installed", "read_recorded", "render", "require"]
 
 _HOME = {
-    "Material": "material",
-    "Recorded": "material",
-    "gather": "material",
-    "read_recorded": "material",
+    "Material": "report_data",
+    "Recorded": "report_data",
+    "gather": "report_data",
+    "read_recorded": "report_data",
     "render": "page",
 }
 _NEEDED = ("jinja2", "matplotlib")

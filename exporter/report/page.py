@@ -14,22 +14,22 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from resnet_export.exporter.report.canvas import drawing
-from resnet_export.exporter.report.clipping import Clipping, affine_differs, clippings, worst
-from resnet_export.exporter.report.gallery import flips_in_all, tiles
-from resnet_export.exporter.report.intervals import Row, intervals
-from resnet_export.exporter.report.layer_chart import layer_chart
-from resnet_export.exporter.report.material import SHOWN, Material
-from resnet_export.exporter.report.pareto import front, scatter
-from resnet_export.exporter.report.range_charts import clip_histogram, overview
-from resnet_export.exporter.report.speed import points, quantity
+from resnet_export.exporter.report.charts.clipping import Clipping, affine_differs, clippings, worst
+from resnet_export.exporter.report.charts.intervals import Row, intervals
+from resnet_export.exporter.report.charts.layers import layer_chart
+from resnet_export.exporter.report.charts.pareto import front, scatter
+from resnet_export.exporter.report.charts.ranges import clip_histogram, overview
+from resnet_export.exporter.report.charts.speed import points, quantity
+from resnet_export.exporter.report.charts.svg import drawing
+from resnet_export.exporter.report.charts.waterfall import waterfall
+from resnet_export.exporter.report.flipped_images import flips_in_all, tiles
+from resnet_export.exporter.report.report_data import SHOWN, Material
 from resnet_export.exporter.report.verdict_table import COLUMNS, columns, judged, run_rows
-from resnet_export.exporter.report.waterfall import waterfall
-from resnet_export.runtime.parity.compare import KEPT_FLIPS
-from resnet_export.runtime.parity.criteria import MIN_ACCURACY, Criterion
-from resnet_export.runtime.parity.report import Check, Entry, ParityReport
-from resnet_export.runtime.parity.request import IN_PLACE
-from resnet_export.runtime.parity.text import details, weights
+from resnet_export.runtime.parity.criteria.evaluate import MIN_ACCURACY, Criterion
+from resnet_export.runtime.parity.measure.comparison import KEPT_FLIPS
+from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
+from resnet_export.runtime.parity.report.text import details, weights
+from resnet_export.runtime.parity.spec import IN_PLACE
 
 HISTOGRAMS = 6
 """Tensors whose histogram is shown: those that 8 bits fit worst."""

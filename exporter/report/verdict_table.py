@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resnet_export.exporter.report.canvas import scientific
-from resnet_export.runtime.parity.criteria import Criterion
-from resnet_export.runtime.parity.report import Check, Entry, ParityReport, bound, number
+from resnet_export.exporter.report.charts.svg import scientific
+from resnet_export.runtime.parity.criteria.evaluate import Criterion
+from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport, bound, number
 
 COLUMNS = (
     "artifact",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resnet_export.runtime.backends import OpenRequest
+from resnet_export.runtime.bundle.manifest import TensorSpec
 from resnet_export.runtime.errors import BackendError
-from resnet_export.runtime.manifest import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.runtime.backends import OpenRequest
+from resnet_export.runtime.backends.context_pool import EngineShape, Lane, LanePool
 from resnet_export.runtime.backends.cuda import Cuda
 from resnet_export.runtime.backends.device_array import DeviceArray, view_device_array
 from resnet_export.runtime.backends.signature import Tensor, check_signature
-from resnet_export.runtime.backends.tensorrt_cache import cache_path, read_cache, write_cache
-from resnet_export.runtime.backends.tensorrt_lanes import EngineShape, Lane, LanePool
 from resnet_export.runtime.backends.tensorrt_library import errors_of, load_library, make_runtime, process_log
-from resnet_export.runtime.engine_file import TITLES, check_header, engine_mismatch, read_header
+from resnet_export.runtime.backends.tensorrt_rtx_cache import cache_path, read_cache, write_cache
+from resnet_export.runtime.bundle.engine_header import TITLES, check_header, engine_mismatch, read_header
+from resnet_export.runtime.bundle.manifest import (
+    BatchRange,
+    EngineInfo,
+    Precision,
+    read_artifact,
+    read_manifest,
+)
 from resnet_export.runtime.errors import BackendError, DependencyError, RequestError
-from resnet_export.runtime.host import query_gpus
-from resnet_export.runtime.manifest import BatchRange, EngineInfo, Precision, read_artifact, read_manifest
+from resnet_export.runtime.select.host import query_gpus
 
 # Contexts cost device memory each; more than a few do not make one GPU faster.
 LANES = 4

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resnet_export.runtime.engine_file import INSTALL, TITLES, Flavour
+from resnet_export.runtime.bundle.engine_header import INSTALL, TITLES, Flavour
 from resnet_export.runtime.errors import DependencyError
 
 # An error text without its wrapping: "IBuilder::build: Error Code 4: API Usage Error (TEXT. In f at

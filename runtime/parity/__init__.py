@@ -16,11 +16,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resnet_export.runtime.parity import junit, markdown, text
-    from resnet_export.runtime.parity.compare import Batch
-    from resnet_export.runtime.parity.gate import run_parity
-    from resnet_export.runtime.parity.report import ParityReport, decode_report, encode_report
-    from resnet_export.runtime.parity.tolerances import parse_overrides
+    from resnet_export.runtime.parity.check import run_parity
+    from resnet_export.runtime.parity.criteria.tolerances import parse_overrides
+    from resnet_export.runtime.parity.measure.comparison import Batch
+    from resnet_export.runtime.parity.report import junit, markdown, text
+    from resnet_export.runtime.parity.report.schema import ParityReport, decode_report, encode_report
 
 __all__ = [
     "Batch",
@@ -35,19 +35,19 @@ __all__ = [
 ]
 
 _HOME = {
-    "Batch": "compare",
-    "ParityReport": "report",
-    "decode_report": "report",
-    "encode_report": "report",
-    "parse_overrides": "tolerances",
-    "run_parity": "gate",
+    "Batch": "measure.comparison",
+    "ParityReport": "report.schema",
+    "decode_report": "report.schema",
+    "encode_report": "report.schema",
+    "parse_overrides": "criteria.tolerances",
+    "run_parity": "check",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_HOME.get(name, name)}")
+    module = importlib.import_module(f"{__name__}.{_HOME.get(name, f'report.{name}')}")
     value: object = getattr(module, name) if name in _HOME else module
     globals()[name] = value
     return value

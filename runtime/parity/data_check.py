@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from resnet_export.runtime.errors import BackendError, DatasetError
-from resnet_export.runtime.parity.compare import Batch, Comparison, ImageBatch, Runner, compare_all
-from resnet_export.runtime.parity.criteria import (
+from resnet_export.runtime.parity.criteria.evaluate import (
     Criterion,
     accuracy_drop,
     judge,
@@ -25,10 +24,11 @@ from resnet_export.runtime.parity.criteria import (
     min_agreement,
 )
 from resnet_export.runtime.parity.golden_check import Limits, Subject, error_text
-from resnet_export.runtime.parity.metrics import SAME
+from resnet_export.runtime.parity.measure.comparison import Batch, Comparison, ImageBatch, Runner, compare_all
+from resnet_export.runtime.parity.measure.metrics import SAME
 from resnet_export.runtime.parity.plan import is_reference
-from resnet_export.runtime.parity.report import Check
-from resnet_export.runtime.parity.request import check_batch
+from resnet_export.runtime.parity.report.schema import Check
+from resnet_export.runtime.parity.spec import check_batch
 from resnet_export.runtime.preprocess import to_input
 
 ADD_EAGER = "--reference eager (with --weights, if the bundle is of a checkpoint)"

@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.backends import find_route
+from resnet_export.runtime.bundle.golden import EAGER, Golden
+from resnet_export.runtime.bundle.manifest import BatchRange, Manifest, Precision, Tolerance
 from resnet_export.runtime.errors import BackendError, BundleError
-from resnet_export.runtime.golden import EAGER, Golden
-from resnet_export.runtime.host import HostFacts
-from resnet_export.runtime.manifest import BatchRange, Manifest, Precision, Tolerance
-from resnet_export.runtime.parity.attribution import attribute, chain
-from resnet_export.runtime.parity.compare import Runner, compare, printable
-from resnet_export.runtime.parity.criteria import (
+from resnet_export.runtime.parity.attribution.stages import attribute, chain
+from resnet_export.runtime.parity.criteria.evaluate import (
     Criterion,
     batches,
     judge,
@@ -29,17 +27,19 @@ from resnet_export.runtime.parity.criteria import (
     recorded,
     reproduced,
 )
-from resnet_export.runtime.parity.metrics import distance, relative_error
-from resnet_export.runtime.parity.plan import Run
-from resnet_export.runtime.parity.report import Asked, Check, Entry
-from resnet_export.runtime.parity.tolerances import (
+from resnet_export.runtime.parity.criteria.tolerances import (
     Overrides,
     coarser,
     near_tie_width,
     reproduction_limit,
     tolerance_for,
 )
+from resnet_export.runtime.parity.measure.comparison import Runner, compare, printable
+from resnet_export.runtime.parity.measure.metrics import distance, relative_error
+from resnet_export.runtime.parity.plan import Run
+from resnet_export.runtime.parity.report.schema import Asked, Check, Entry
 from resnet_export.runtime.preprocess import to_input
+from resnet_export.runtime.select.host import HostFacts
 from resnet_export.runtime.session import Session, open_session
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_export.runtime.backends import ROUTES, Route, find_route
-from resnet_export.runtime.choice import Considered, Wish
-from resnet_export.runtime.host import HostFacts
-from resnet_export.runtime.manifest import Artifact, Manifest, Precision
-from resnet_export.runtime.parity.report import Asked, Skipped
-from resnet_export.runtime.resolve import parse_wish, resolve
+from resnet_export.runtime.bundle.manifest import Artifact, Manifest, Precision
+from resnet_export.runtime.parity.report.schema import Asked, Skipped
+from resnet_export.runtime.select.choice import Considered, Wish
+from resnet_export.runtime.select.host import HostFacts
+from resnet_export.runtime.select.resolver import parse_wish, resolve
 
 
 @dataclass(frozen=True)

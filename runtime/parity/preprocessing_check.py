@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.runtime import preprocess
+from resnet_export.runtime.bundle.golden import Sample
+from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import ImageError
-from resnet_export.runtime.golden import Sample
-from resnet_export.runtime.manifest import Preprocessing
-from resnet_export.runtime.parity.criteria import Criterion, at_most
+from resnet_export.runtime.parity.criteria.evaluate import Criterion, at_most
 
 PREPROCESSING = "preprocessing"
 """The name of the stage."""

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.cli import cli
-from resnet_export.exporter.resnet import ResNet, build
+from resnet_export.exporter.models.resnet import ResNet, build
 from resnet_export.runtime import open_session
-from resnet_export.runtime.manifest import BatchRange, read_manifest
+from resnet_export.runtime.bundle.manifest import BatchRange, read_manifest
 from resnet_export.runtime.preprocess import to_input
 from tests import hostile, trained
 from tests.digits import CLASSES, SIZE

@@ -18,20 +18,20 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from resnet_export.calibration.calibrate import calibrate
-from resnet_export.calibration.cpu_session import CpuSession
-from resnet_export.calibration.dataset import open_dataset
-from resnet_export.calibration.plan import QuantPlan, default_kept
-from resnet_export.calibration.qdq import quantize
+from resnet_export.calibration.data.dataset import open_dataset
+from resnet_export.calibration.observe.calibrate import calibrate
+from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.calibration.quantize.plan import QuantPlan, default_kept
+from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.graph import ExportedGraph, serialize
-from resnet_export.exporter.precision import to_fp16
-from resnet_export.exporter.preprocessing_graph import bake_preprocessing
-from resnet_export.exporter.ranges import scan_ranges
-from resnet_export.exporter.zoo import Architecture
+from resnet_export.exporter.graph.export import ExportedGraph, serialize
+from resnet_export.exporter.graph.precision import to_fp16
+from resnet_export.exporter.graph.preprocessing import bake_preprocessing
+from resnet_export.exporter.graph.value_ranges import scan_ranges
+from resnet_export.exporter.models.zoo import Architecture
 from resnet_export.runtime import preprocess
-from resnet_export.runtime.golden import Golden, encode_golden, read_golden
-from resnet_export.runtime.manifest import (
+from resnet_export.runtime.bundle.golden import Golden, encode_golden, read_golden
+from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
     Artifact,
     Manifest,

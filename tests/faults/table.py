@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.exporter.graph import simplify, to_onnx
-from resnet_export.exporter.resnet import build
-from resnet_export.exporter.stage_check import eager_probe
+from resnet_export.exporter.graph.export import simplify, to_onnx
+from resnet_export.exporter.graph.stage_check import eager_probe
+from resnet_export.exporter.models.resnet import build
 from resnet_export.runtime import preprocess
-from resnet_export.runtime.golden import EAGER
+from resnet_export.runtime.bundle.golden import EAGER
 from tests.faults import edits
 from tests.faults.edits import Edit, attribute, bypass, matching, noise, together, values
 from tests.faults.lab import Case, Lab, Labels, logits

@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from resnet_export.runtime.manifest import MANIFEST_NAME, encode_manifest, read_manifest
-from resnet_export.runtime.parity import decode_report, encode_report, junit, markdown, run_parity, text
-from resnet_export.runtime.parity.report import ParityReport
+from resnet_export.runtime.bundle.manifest import MANIFEST_NAME, encode_manifest, read_manifest
+from resnet_export.runtime.parity import decode_report, encode_report, run_parity
+from resnet_export.runtime.parity.report import junit, markdown, text
+from resnet_export.runtime.parity.report.schema import ParityReport
 from tests.parity_bundle import write
 from tests.tiny_bundle import FP32
 

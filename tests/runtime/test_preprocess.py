@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import ImageError
-from resnet_export.runtime.manifest import Preprocessing
 from resnet_export.runtime.preprocess import decode, load, normalize, prepare, to_input
 
 # (width, height)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from resnet_export.runtime import session as session_module
 from resnet_export.runtime.backends import OpenRequest, Route
-from resnet_export.runtime.choice import Choice
+from resnet_export.runtime.bundle.manifest import BatchRange, Manifest, Precision
 from resnet_export.runtime.errors import (
     BackendError,
     BundleError,
@@ -37,10 +37,10 @@ from resnet_export.runtime.errors import (
     SchemaError,
     SessionClosedError,
 )
-from resnet_export.runtime.host import Gpu, HostFacts, Package, probe
-from resnet_export.runtime.manifest import BatchRange, Manifest, Precision
 from resnet_export.runtime.prediction import Prediction, best, softmax
 from resnet_export.runtime.preprocess import to_input
+from resnet_export.runtime.select.choice import Choice
+from resnet_export.runtime.select.host import Gpu, HostFacts, Package, probe
 from resnet_export.runtime.session import Session, open_session
 from tests import tiny_bundle
 from tests.tiny_bundle import CLASSES, FP32, INT8, INT8_CPU, LABELS, SIDE

@@ -97,8 +97,8 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(run: Run, tmp_path:
 def test_a_checkpoint_of_another_depth_is_refused_and_both_are_named(run: Run, tmp_path: Path) -> None:
     import torch
 
-    from resnet_export.exporter.resnet import build
-    from resnet_export.exporter.zoo import ZOO
+    from resnet_export.exporter.models.resnet import build
+    from resnet_export.exporter.models.zoo import ZOO
 
     torch.save(build(ZOO["resnet34"], 10).state_dict(), tmp_path / "r34.pth")
     assert_refused(run("--depth", 18, "--weights", "r34.pth"), "resnet18", "resnet34")

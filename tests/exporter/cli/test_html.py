@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from resnet_export.calibration.table import encode_table
+from resnet_export.calibration.observe.table import encode_table
 from resnet_export.exporter.cli import cli
 from tests.parity_bundle import write
 from tests.parity_page import archive, damaged_bundle, table, with_file

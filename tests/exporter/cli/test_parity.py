@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from resnet_export.exporter import gate
 from resnet_export.exporter.cli import cli
+from resnet_export.exporter.parity import check as gate
 from tests import parity_bundle
 from tests.parity_bundle import crops
 from tests.tiny_bundle import CLASSES, FP16, FP32
@@ -36,7 +36,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("something ran")
 
-    monkeypatch.setattr("resnet_export.runtime.parity.gate.check_golden", refuse)
+    monkeypatch.setattr("resnet_export.runtime.parity.check.check_golden", refuse)
 
 
 def assert_refused(result: Result, *expected: str) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from resnet_export.exporter.cli import cli
-from resnet_export.runtime.parity import gate
+from resnet_export.runtime.parity import check as gate
 
 CLASSES = 1000
 Make = Callable[[Path], Path]

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from resnet_export.exporter.cli import cli
-from resnet_export.runtime.manifest import Preprocessing, read_manifest
+from resnet_export.runtime.bundle.manifest import Preprocessing, read_manifest
 from resnet_export.runtime.preprocess import load
 
 EXPORT = ("--depth", "18", "--num-classes", "3", "--image-size", "40", "--engine", "none")

@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from resnet_export.exporter.report import Material, gather, render
-from resnet_export.exporter.report.material import flipped
-from resnet_export.runtime.golden import read_golden
-from resnet_export.runtime.parity.report import ParityReport
+from resnet_export.exporter.report.report_data import flipped
+from resnet_export.runtime.bundle.golden import read_golden
+from resnet_export.runtime.parity.report.schema import ParityReport
 from tests import chromium
 from tests.parity_bundle import graph, logits, write
 from tests.parity_page import archive, checked, damaged_bundle, swapped, table, with_layers

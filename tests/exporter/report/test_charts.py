@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from resnet_export.calibration.observers import observe
-from resnet_export.calibration.table import CalibrationTable, build
-from resnet_export.exporter.report.canvas import TEXT, drawing, fitted, scientific
-from resnet_export.exporter.report.clipping import QUANTILES, clippings, histogram, worst
-from resnet_export.exporter.report.intervals import Row, intervals
-from resnet_export.exporter.report.pareto import Point, front
-from resnet_export.exporter.report.waterfall import percent, waterfall
-from resnet_export.runtime.manifest import Precision
-from resnet_export.runtime.parity.attribution import Stage, attribute
-from resnet_export.runtime.parity.tolerances import for_manifest
+from resnet_export.calibration.observe.histogram import observe
+from resnet_export.calibration.observe.table import CalibrationTable, build
+from resnet_export.exporter.report.charts.clipping import QUANTILES, clippings, histogram, worst
+from resnet_export.exporter.report.charts.intervals import Row, intervals
+from resnet_export.exporter.report.charts.pareto import Point, front
+from resnet_export.exporter.report.charts.svg import TEXT, drawing, fitted, scientific
+from resnet_export.exporter.report.charts.waterfall import percent, waterfall
+from resnet_export.runtime.bundle.manifest import Precision
+from resnet_export.runtime.parity.attribution.stages import Stage, attribute
+from resnet_export.runtime.parity.criteria.tolerances import for_manifest
 
 points = st.builds(
     Point,

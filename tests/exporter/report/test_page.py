@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from resnet_export.exporter.report import Material, gather, render
-from resnet_export.exporter.report.gallery import SIDE as THUMBNAIL
-from resnet_export.exporter.report.material import SHOWN, flipped
+from resnet_export.exporter.report.charts.speed import milliseconds
+from resnet_export.exporter.report.flipped_images import SIDE as THUMBNAIL
 from resnet_export.exporter.report.page import command
-from resnet_export.exporter.report.speed import milliseconds
+from resnet_export.exporter.report.report_data import SHOWN, flipped
 from resnet_export.runtime.errors import BundleError
-from resnet_export.runtime.parity.compare import compare
-from resnet_export.runtime.parity.report import Check, ParityReport, decode_report, encode_report
-from resnet_export.runtime.parity.request import IN_PLACE
+from resnet_export.runtime.parity.measure.comparison import compare
+from resnet_export.runtime.parity.report.schema import Check, ParityReport, decode_report, encode_report
+from resnet_export.runtime.parity.spec import IN_PLACE
 from tests.parity_bundle import graph, write
 from tests.parity_page import archive, checked, damaged_bundle, table, with_layers
 from tests.tiny_bundle import FP16, FP32

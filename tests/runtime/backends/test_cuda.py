@@ -10,7 +10,7 @@ from cuda.bindings import runtime as cudart
 
 from resnet_export.runtime.backends.cuda import Cuda, host_view, load_runtime
 from resnet_export.runtime.errors import BackendError
-from resnet_export.runtime.host import query_gpus
+from resnet_export.runtime.select.host import query_gpus
 from tests.fake_cuda import FakeCuda
 
 

@@ -15,8 +15,8 @@ from onnx.reference import ReferenceEvaluator
 
 from resnet_export.runtime.backends import ROUTES, OpenRequest, Route, open_backend
 from resnet_export.runtime.backends.onnxruntime_gpu import CUDA, GRAPHS, RTX, TENSORRT, BoundBackend
+from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import BackendError
-from resnet_export.runtime.manifest import BatchRange
 from resnet_export.runtime.preprocess import to_input
 from tests import tiny_bundle
 from tests.tiny_bundle import FP16, FP32, INT8, Variant

@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 from resnet_export.runtime.backends import OpenRequest
 from resnet_export.runtime.backends import tensorrt as runner
 from resnet_export.runtime.backends.cuda import Cuda
-from resnet_export.runtime.engine_file import read_header
-from resnet_export.runtime.errors import BackendError, IntegrityError, RequestError, SessionClosedError
-from resnet_export.runtime.host import Gpu, GpuQuery, HostFacts, Package
-from resnet_export.runtime.manifest import (
+from resnet_export.runtime.bundle.engine_header import read_header
+from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
     Artifact,
     BatchRange,
@@ -32,6 +30,8 @@ from resnet_export.runtime.manifest import (
     TensorSpec,
     encode_manifest,
 )
+from resnet_export.runtime.errors import BackendError, IntegrityError, RequestError, SessionClosedError
+from resnet_export.runtime.select.host import Gpu, GpuQuery, HostFacts, Package
 from resnet_export.runtime.session import open_session
 from tests import tiny_bundle
 from tests.fake_cuda import FakeCuda

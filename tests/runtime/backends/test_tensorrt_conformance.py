@@ -12,8 +12,11 @@ from types import ModuleType
 
 import pytest
 
-from resnet_export.exporter import engine, engine_options, engine_progress
-from resnet_export.runtime.backends import tensorrt, tensorrt_lanes, tensorrt_library
+from resnet_export.exporter.engine import builder as engine
+from resnet_export.exporter.engine import options as engine_options
+from resnet_export.exporter.engine import progress as engine_progress
+from resnet_export.runtime.backends import context_pool as tensorrt_lanes
+from resnet_export.runtime.backends import tensorrt, tensorrt_library
 from tests.nvidia_bindings import PINS, RTX, api
 
 MODULES = (engine, engine_options, engine_progress, tensorrt, tensorrt_lanes, tensorrt_library)

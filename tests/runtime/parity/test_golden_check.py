@@ -13,17 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from resnet_export.runtime.errors import BundleError
-from resnet_export.runtime.manifest import (
+from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
     BatchRange,
     encode_manifest,
     read_manifest,
 )
-from resnet_export.runtime.parity import junit, markdown, run_parity, text
+from resnet_export.runtime.errors import BundleError
+from resnet_export.runtime.parity import run_parity
+from resnet_export.runtime.parity.criteria.tolerances import parse_overrides, reproduction_limit
 from resnet_export.runtime.parity.golden_check import batch_slices, full_batches
-from resnet_export.runtime.parity.report import Check, ParityReport
-from resnet_export.runtime.parity.tolerances import parse_overrides, reproduction_limit
+from resnet_export.runtime.parity.report import junit, markdown, text
+from resnet_export.runtime.parity.report.schema import Check, ParityReport
 from tests.parity_bundle import COUNT, crops, graph, logits, write
 from tests.tiny_bundle import FP16, FP32, INT8_CPU
 

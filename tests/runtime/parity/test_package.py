@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from resnet_export.runtime import parity
-from resnet_export.runtime.parity.attribution import Attribution, StageError
-from resnet_export.runtime.parity.metrics import Figures
-from resnet_export.runtime.parity.tolerances import TABLE, UNTRAINED_INT8
+from resnet_export.runtime.parity.attribution.stages import Attribution, StageError
+from resnet_export.runtime.parity.criteria.tolerances import TABLE, UNTRAINED_INT8
+from resnet_export.runtime.parity.measure.metrics import Figures
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -42,7 +42,7 @@ def test_importing_the_package_loads_no_part_of_it() -> None:
 
 def test_the_whole_of_parity_loads_neither_frameworks_nor_backends_nor_renderers() -> None:
     found = loaded_after("from resnet_export.runtime.parity import *")
-    assert "resnet_export.runtime.parity.gate" in found
+    assert "resnet_export.runtime.parity.check" in found
     unwanted = {"torch", "onnx", "click", "PIL", "onnxruntime", "openvino", "tensorrt", "tabulate", "scipy"}
     assert not found & unwanted
     assert "xml.etree.ElementTree" not in found

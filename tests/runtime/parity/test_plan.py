@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from resnet_export.runtime.bundle.manifest import Manifest, Precision, read_manifest
 from resnet_export.runtime.errors import BundleError, RequestError
-from resnet_export.runtime.host import Gpu, HostFacts, Package
-from resnet_export.runtime.manifest import Manifest, Precision, read_manifest
 from resnet_export.runtime.parity.plan import is_reference, plan
-from resnet_export.runtime.parity.report import Asked
+from resnet_export.runtime.parity.report.schema import Asked
+from resnet_export.runtime.select.host import Gpu, HostFacts, Package
 from tests import tiny_bundle
 
 ORT = Package(module="onnxruntime", distribution="onnxruntime", version="1.31.1")

@@ -1,0 +1,181 @@
+"""Run a trial graph and say how far its logits are from the float network's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from resnet_export.calibration.data.inputs import Inputs
+from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.runtime.bundle.manifest import Precision, Struct, Tolerance
+from resnet_export.runtime.errors import DatasetError, ExportError
+from resnet_export.runtime.parity.criteria.evaluate import Criterion, at_most, judge
+from resnet_export.runtime.parity.criteria.tolerances import near_tie_width, tolerance_for
+from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
+from resnet_export.runtime.parity.report.schema import bound, describe
+
+_ROOM = 0.8
+"""The share of parity's limit on the error that the search may use up. The same graph is up to a quarter worse on other
+images and another backend than it was seen to be, and a bundle must not fail for that."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an INT8 graph may lose: what every parity check allows it, less some room, and the user's own budget.
+
+    `untrained` takes the limits for networks with random weights, of this `depth`. `max_drop` is in percentage points
+    of top-1 accuracy, or of agreement where there are no labels; None sets no budget.
+    """
+
+    untrained: bool = False
+    depth: int | None = None
+    max_drop: float | None = None
+
+    @property
+    def parity(self) -> Tolerance:
+        """The limits that parity has for INT8."""
+        return tolerance_for(Precision.INT8, untrained=self.untrained, depth=self.depth)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The limits that the search keeps to. The distance in cosine grows with the square of the error."""
+        given = self.parity
+        error, cosine = given.relative_error, given.centred_cosine
+        return msgspec.structs.replace(
+            given,
+            relative_error=None if error is None else _ROOM * error,
+            centred_cosine=None if cosine is None else 1 - _ROOM**2 * (1 - cosine),
+        )
+
+    def criteria(self, figures: Figures, accuracy_drop: float | None) -> tuple[Criterion, ...]:
+        """Hold a graph's figures to the limits. `accuracy_drop` is in percentage points, None without labels."""
+        found = judge(figures, self.tolerance, near_ties_agree=self.untrained)
+        if self.max_drop is None:
+            return found
+        if accuracy_drop is None:
+            lost = at_most("disagreement", 100 * (1 - figures.top1_agreement), self.max_drop)
+        else:
+            lost = at_most("top-1 accuracy drop", accuracy_drop, self.max_drop)
+        return (*found, lost)
+
+
+class Judgement(Struct, frozen=True):
+    """A trial graph beside the float network, on the same images.
+
+    `snr_db` is that of the logits, and None where they are equal or not finite; `non_finite` counts images with
+    NaN or infinite logits. `agreement` is the share of images with the same first class, in percent. With labels,
+    `accuracy_drop` is in percentage points, positive where accuracy was lost. `outside` are the limits that do not
+    hold, as "centred cosine 0.93, expected ≥ 0.995".
+    """
+
+    images: int
+    non_finite: int
+    snr_db: float | None
+    centred_cosine: float | None
+    agreement: float
+    accuracy_drop: float | None
+    outside: tuple[str, ...]
+
+    @property
+    def noise(self) -> float:
+        """The squared error relative to the float logits' square: 0 where they are equal, inf if not finite."""
+        if self.non_finite:
+            return math.inf
+        return 0.0 if self.snr_db is None else 10 ** (-self.snr_db / 10)
+
+    @property
+    def decibels(self) -> float:
+        """The SNR in dB, with ±inf for equal and for non-finite logits."""
+        if self.noise == 0:
+            return math.inf
+        return -math.inf if self.non_finite else -10 * math.log10(self.noise)
+
+
+class Judge:
+    """Compares trial graphs with the float network on one set of images, whose logits it remembers."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        read: Callable[[], Iterable[Inputs]],
+        limits: Limits | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """Run the float network.
+
+        Args:
+            model: the float32 graph.
+            read: starts a pass over the images, always the same.
+            limits: what trial graphs are held to.
+            threads: for ONNX Runtime; None means all processors.
+
+        Raises DatasetError when there is no image, ExportError when a logit is infinite or NaN.
+        """
+        self._read, self._threads = read, threads
+        self.limits = limits or Limits()
+        labels: list[NDArray[np.int64] | None] = []
+
+        def seen() -> Iterator[NDArray[Any]]:
+            for images, label in read():
+                labels.append(label)
+                yield images
+
+        self.logits = self._run(model, seen())
+        if not np.isfinite(self.logits).all():
+            raise ExportError(
+                "the float network's logits are infinite or NaN on a real image; check its weights"
+            )
+        known = [label for label in labels if label is not None]
+        self.labels = np.concatenate(known) if known and len(known) == len(labels) else None
+        self._near_tie = near_tie_width(self.limits.parity, self.logits)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __call__(self, graph: onnx.ModelProto) -> Judgement:
+        """Run a trial graph over the images and compare it."""
+        logits = self._run(graph, self.images())
+        figures = Metrics.of(self.logits, logits, self._near_tie).result()
+        drop = None
+        if self.labels is not None:
+            right = [(one.argmax(axis=1) == self.labels).mean() for one in (self.logits, logits)]
+            drop = 100 * float(right[0] - right[1])
+        return Judgement(
+            images=figures.images,
+            non_finite=figures.non_finite,
+            snr_db=figures.snr_db,
+            centred_cosine=figures.centred_cosine,
+            agreement=100 * figures.top1_agreement,
+            accuracy_drop=drop,
+            outside=tuple(
+                describe(criterion)
+                for criterion in self.limits.criteria(figures, drop)
+                if not criterion.passed
+            ),
+        )
+
+    def limit(self) -> str:
+        """Return what trial graphs are held to, in words: "relative error ≤ 0.1, centred cosine ≥ 0.995"."""
+        nothing = Metrics.of(self.logits, self.logits).result()
+        criteria = self.limits.criteria(nothing, None if self.labels is None else 0.0)
+        named = (one for one in criteria if one.name != "finite")  # which goes without saying
+        return ", ".join(f"{one.name.replace('_', ' ')} {bound(one)}" for one in named)
+
+    def images(self) -> Iterator[NDArray[Any]]:
+        """Yield the batches of one pass over the images."""
+        return (images for images, _ in self._read())
+
+    def _run(self, graph: onnx.ModelProto, batches: Iterable[NDArray[Any]]) -> NDArray[np.float32]:
+        session = CpuSession(graph.SerializeToString(), threads=self._threads)
+        found = [session.run(batch)[0] for batch in batches]
+        if not found:
+            raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
+        return np.concatenate(found)

@@ -1,0 +1,261 @@
+"""The improvements that INT8 gets before its ranges are chosen: equalized channels and better-rounded weights.
+
+Each is tried on the held-back images beside the same graph without it, and used unless it does harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from resnet_export.calibration.data.inputs import Feed
+from resnet_export.calibration.improve import equalization as equalizing
+from resnet_export.calibration.improve.bias_correction import bias_correction
+from resnet_export.calibration.improve.channel_scaling import by_input
+from resnet_export.calibration.improve.input_moments import Moments, input_moments
+from resnet_export.calibration.improve.weight_rounding import round_weight
+from resnet_export.calibration.observe.calibrate import calibrate
+from resnet_export.calibration.observe.ranges import METHODS, Method
+from resnet_export.calibration.observe.table import CalibrationTable, Factors
+from resnet_export.calibration.quantize.grid import QuantizedWeight, quantize_weight
+from resnet_export.calibration.quantize.placement import TARGETS, Target
+from resnet_export.calibration.quantize.plan import QuantPlan
+from resnet_export.calibration.quantize.qdq import quantize
+from resnet_export.calibration.quantize.topology import Layer, Topology
+from resnet_export.calibration.search.evaluate import Judge, Judgement
+from resnet_export.calibration.search.mixed_precision import multiply_adds
+from resnet_export.calibration.search.search_report import LayerFinding, MethodTrial, Step, StepName
+from resnet_export.runtime.progress import Progress
+
+ROUNDING_IMAGES = 128
+"""Images whose patches weights are rounded for; twice as many gained nothing that could be measured."""
+
+_SAME_FUNCTION = 60.0  # dB: float32 arithmetic in another order leaves 120 and more
+_HARM = 1.0  # dB: equalization is what hostile networks need, and is not given up for less
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A network on its way to INT8: the float graph, equalized or not, its table, and the plan so far."""
+
+    model: onnx.ModelProto
+    table: CalibrationTable
+    plan: QuantPlan
+
+    def graph(self, target: Target, *, method: Method | None = None) -> onnx.ModelProto:
+        """Return the Q/DQ graph for `target`, with ranges by `method` (None: the plan's)."""
+        plan = self.plan if method is None else replace(self.plan, method=method)
+        return quantize(self.model, plan.choose_ranges(self.table), plan, target)
+
+    def with_method(self, method: Method) -> Candidate:
+        """Return the candidate with its ranges chosen by `method`."""
+        table = msgspec.structs.replace(self.table, method=method)
+        return replace(self, table=table, plan=replace(self.plan, method=method))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What candidates are made from and compared on.
+
+    Attributes:
+        fitted: the images that ranges, channels and weights are fitted to.
+        judge: the images that were held back.
+        method: of the ranges, in comparisons.
+        threads: for ONNX Runtime; None means all processors.
+        progress: told about every pass and trial.
+    """
+
+    fitted: Feed
+    judge: Judge
+    method: Method
+    threads: int | None
+    progress: Progress
+
+
+def judged(
+    candidate: Candidate, judge: Judge, title: str, progress: Progress, method: Method | None = None
+) -> dict[Target, Judgement]:
+    """Return how the graphs of all targets do, with ranges by `method` (None: the plan's)."""
+    return {
+        target: judge(candidate.graph(target, method=method))
+        for target in progress(TARGETS, title, len(TARGETS))
+    }
+
+
+def mean_decibels(found: Mapping[Target, Judgement]) -> float:
+    """Return the mean SNR over the targets, by which candidates are compared."""
+    return float(np.mean([one.decibels for one in found.values()]))
+
+
+def calibrated(model: onnx.ModelProto, plan: QuantPlan, bench: Bench) -> Candidate:
+    """Calibrate the network as it is."""
+    return Candidate(model, _table(model, None, bench), plan)
+
+
+Judged = Mapping[Target, Judgement]
+
+
+def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Step, Judged | None]:
+    """Return the network with its channels equalized and calibrated anew, unless that does harm.
+
+    The last is how the returned candidate does with the bench's ranges, None where nothing was tried.
+    """
+    method = bench.method
+    seen = bench.fitted.sample(equalizing.IMAGES)
+    stats = equalizing.observe_channels(
+        before.model, seen.images(), threads=bench.threads, progress=bench.progress
+    )
+    model, done = equalizing.equalize(before.model, stats)
+    if not done:
+        note = "no layers can be equalized"
+        return before, _step("equalization", method, {}, {}, used=False, note=note), None
+    if (same := bench.judge(model).decibels) < _SAME_FUNCTION:
+        note = f"the equalized float network is only within {same:.1f} dB of the network; it was not used"
+        return before, _step("equalization", method, {}, {}, used=False, note=note), None
+    table = _table(model, before.model, bench)
+    factors = tuple(Factors.of(one.producers, one.consumers, one.factors) for one in done)
+    table = msgspec.structs.replace(table, equalization=factors)
+    after = Candidate(model, table, replace(before.plan, equalization=done))
+    without = judged(before, bench.judge, "Trying the network as it is", bench.progress, method)
+    with_it = judged(after, bench.judge, "Trying equalization", bench.progress, method)
+    used = mean_decibels(with_it) > mean_decibels(without) - _HARM
+    note = "" if used else f"it cost more than {_HARM:g} dB and was not used"
+    step = _step("equalization", method, without, with_it, used=used, note=note)
+    return (after, step, with_it) if used else (before, step, without)
+
+
+def rounded(
+    before: Candidate, bench: Bench, without: Judged | None, *, correct_bias: bool, round_weights: bool
+) -> tuple[Candidate, tuple[Step, ...], tuple[LayerFinding, ...]]:
+    """Return the candidate with corrected biases and compensated rounding, what each gained, and the layers.
+
+    Either can be left out. `without` is how the candidate does before, None where that is not known yet.
+    """
+    method = bench.method
+    sample = bench.fitted.sample(ROUNDING_IMAGES)
+    topology = Topology(before.model)
+    names = [layer.name for layer in topology.layers]
+    shares = multiply_adds(before.model, topology)
+    layers: list[LayerFinding] = []
+    weights: dict[str, QuantizedWeight] = {}
+    corrections: dict[str, NDArray[np.float32]] = {}
+    nearest_corrections: dict[str, NDArray[np.float32]] = {}
+    moments = input_moments(before.model, names, sample.images, images=len(sample), threads=bench.threads)
+    for layer, found in bench.progress(moments, "Rounding weights", len(names)):
+        if not all(one.finite for one in found):
+            continue  # nothing can be said about the inputs, and the nearest integers stay
+        weight = topology.constant(layer.weight)
+        nearest = quantize_weight(weight, layer.axis)
+        nearest_corrections[layer.name] = bias_correction(layer, weight, nearest, found)
+        chosen = nearest
+        if round_weights:
+            chosen = round_weight(layer, weight, found, centred=correct_bias)
+            weights[layer.name] = chosen
+            corrections[layer.name] = bias_correction(layer, weight, chosen, found)
+        layers.append(
+            LayerFinding(
+                layer=layer.name,
+                operator=layer.node.op_type,
+                multiply_adds=shares[layer.name],
+                nearest_db=_output_decibels(layer, weight, nearest, found),
+                rounded_db=_output_decibels(layer, weight, chosen, found),
+                kept={},
+            )
+        )
+    best, steps = before, []
+    if without is None:
+        without = judged(before, bench.judge, "Trying nearest rounding", bench.progress, method)
+    trials: list[tuple[StepName, QuantPlan]] = []
+    if correct_bias:
+        trials.append(("bias correction", replace(before.plan, bias_corrections=nearest_corrections)))
+    if round_weights:
+        own = corrections if correct_bias else {}
+        trials.append(("rounding", replace(before.plan, weights=weights, bias_corrections=own)))
+    for name, plan in trials:
+        candidate = replace(before, plan=plan)
+        with_it = judged(candidate, bench.judge, f"Trying {name}", bench.progress, method)
+        used = mean_decibels(with_it) > mean_decibels(without)
+        note = "" if used else "it gained nothing here and was not used"
+        steps.append(_step(name, method, without, with_it, used=used, note=note))
+        if used:
+            best, without = candidate, with_it
+    if not best.plan.weights:
+        layers = [msgspec.structs.replace(one, rounded_db=one.nearest_db) for one in layers]
+    return best, tuple(steps), tuple(layers)
+
+
+def best_method(
+    candidate: Candidate, judge: Judge, progress: Progress
+) -> tuple[Candidate, tuple[MethodTrial, ...]]:
+    """Return the candidate with the method whose logits are closest, and what each method left of them.
+
+    A method that stays within the judge's limits for both targets goes before one that does not.
+    """
+    trials = tuple(
+        MethodTrial(
+            method=method, judged=judged(candidate, judge, f"Trying {method} ranges", progress, method)
+        )
+        for method in METHODS
+    )
+
+    def rank(trial: MethodTrial) -> tuple[int, float]:
+        return -sum(bool(one.outside) for one in trial.judged.values()), mean_decibels(trial.judged)
+
+    return candidate.with_method(max(trials, key=rank).method), trials
+
+
+def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, bench: Bench) -> CalibrationTable:
+    return calibrate(
+        model,
+        bench.fitted.images(),
+        methods=METHODS,
+        source=source,
+        total=len(bench.fitted),
+        threads=bench.threads,
+        progress=bench.progress,
+    )
+
+
+def _step(
+    name: StepName,
+    method: Method,
+    before: Mapping[Target, Judgement],
+    after: Mapping[Target, Judgement],
+    *,
+    used: bool,
+    note: str,
+) -> Step:
+    return Step(
+        name=name,
+        method=method,
+        before_db={target: one.snr_db for target, one in before.items()},
+        after_db={target: one.snr_db for target, one in after.items()},
+        used=used,
+        note=note,
+    )
+
+
+def _output_decibels(
+    layer: Layer, weight: NDArray[np.float32], quantized: QuantizedWeight, moments: tuple[Moments, ...]
+) -> float | None:
+    """Return the SNR of a layer's output that quantizing its weights leaves; None without error.
+
+    The mean is left out, and what inputs in different parts of a filter have in common.
+    """
+    real = by_input(weight.astype(np.float64), layer)
+    error = real - by_input(quantized.real().astype(np.float64), layer)
+    signal, noise = (
+        sum(_power(rows.reshape(*rows.shape[:2], -1).astype(np.float32), one) for one in moments)
+        for rows in (real, error)
+    )
+    return 10 * float(np.log10(signal / noise)) if signal > 0 and noise > 0 else None
+
+
+def _power(filters: NDArray[np.float32], moments: Moments) -> float:
+    rows = filters[moments.group, :, moments.part]
+    return float(np.einsum("od,od->", rows @ moments.covariance, rows))

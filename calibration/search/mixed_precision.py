@@ -1,0 +1,225 @@
+"""Which layers INT8 hurts, and how few of them have to stay in floating point.
+
+Every layer is quantized on its own and ranked by the error of the logits. Errors of different layers are close to
+independent and add up, so keeping the worst ones first is the best a single order can do, and a bisection over the
+ranked prefix finds how many it takes: one trial for every halving, in place of one for every layer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from resnet_export.calibration.improve.input_moments import filter_size
+from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.calibration.observe.ranges import Range
+from resnet_export.calibration.quantize.placement import Target
+from resnet_export.calibration.quantize.plan import Kept, QuantPlan
+from resnet_export.calibration.quantize.qdq import quantize
+from resnet_export.calibration.quantize.tensor_types import infer_types
+from resnet_export.calibration.quantize.topology import Topology
+from resnet_export.calibration.search.evaluate import Judge
+from resnet_export.runtime.bundle.manifest import Struct
+from resnet_export.runtime.progress import Progress, silent
+
+MOST_FLOAT = 0.5
+"""The share of the multiply-adds that may stay in floating point. Beyond it fp16 serves as well, and is smaller
+trouble."""
+
+_TIMED_RUNS = 9
+
+
+class Damage(Struct, frozen=True):
+    """What quantizing one layer alone does to the logits of one target's graph.
+
+    `noise` is the squared error relative to the float logits' square, None where logits are not finite;
+    `agreement` and `accuracy_drop` as in `Judgement`; `multiply_adds` is the layer's share of the network's.
+    """
+
+    layer: str
+    noise: float | None
+    agreement: float
+    accuracy_drop: float | None
+    multiply_adds: float
+
+    @property
+    def severity(self) -> float:
+        """What layers are ranked by."""
+        return math.inf if self.noise is None else self.noise
+
+
+class Attempt(Struct, frozen=True):
+    """One step of the bisection: this many of the ranked layers kept, and the limits that still do not hold."""
+
+    kept: int
+    outside: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether that many are enough."""
+        return not self.outside
+
+
+class Budget(Struct, frozen=True):
+    """How the layers to keep were found.
+
+    `limit` says in words what was to hold. `kept` is empty where even the largest allowed number of layers was not
+    enough. `float_share` is the share of multiply-adds that the
+    kept layers have, and so about the share of the work that INT8 does not speed up.
+    """
+
+    target: Target
+    limit: str
+    path: tuple[Attempt, ...]
+    kept: tuple[str, ...]
+    float_share: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether some number of kept layers stays within the limit."""
+        return any(one.holds for one in self.path)
+
+
+def rank_layers(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    plan: QuantPlan,
+    target: Target,
+    judge: Judge,
+    *,
+    progress: Progress = silent,
+) -> tuple[Damage, ...]:
+    """Return the layers that `plan` quantizes for `target`, the most damaging first.
+
+    Args:
+        model: the float32 graph that `ranges` belong to.
+        ranges: of every tensor, as `plan.choose_ranges` returns them.
+        plan: its weights and corrections are used, and layers that it keeps are left out.
+        target: whose graph.
+        judge: the images to compare on; a dozen tell layers apart.
+        progress: told how many layers were tried.
+    """
+    topology = Topology(model)
+    kept = plan.kept_for(target)
+    layers = [layer.name for layer in topology.layers if layer.name not in kept]
+    shares = multiply_adds(model, topology)
+    found = []
+    for name in progress(layers, f"Ranking layers ({target})", len(layers)):
+        others = {layer.name: Kept(reason="on trial") for layer in topology.layers if layer.name != name}
+        judged = judge(quantize(model, ranges, replace(plan, kept=others), target))
+        found.append(
+            Damage(
+                layer=name,
+                noise=judged.noise if math.isfinite(judged.noise) else None,
+                agreement=judged.agreement,
+                accuracy_drop=judged.accuracy_drop,
+                multiply_adds=shares[name],
+            )
+        )
+    return tuple(sorted(found, key=lambda one: -one.severity))
+
+
+def bisect(most: int, tried: Callable[[int], Attempt]) -> Iterator[Attempt]:
+    """Yield the trials that find the least number of kept layers, from 1 to `most`, that is enough.
+
+    `tried` keeps a number of layers and looks. The largest number comes first, and is the only trial where it is not
+    enough; otherwise there are at most 1 + log2(`most`), rounded up. None at all is known not to be enough.
+    """
+    low, high = 0, most
+    count = most
+    while True:
+        found = tried(count)
+        yield found
+        low, high = (low, count) if found.holds else (count, high)
+        if high - low <= 1:
+            return
+        count = (low + high) // 2
+
+
+def keep_within(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    plan: QuantPlan,
+    target: Target,
+    damages: Sequence[Damage],
+    judge: Judge,
+    *,
+    progress: Progress = silent,
+) -> tuple[QuantPlan, Budget]:
+    """Return the plan with as few layers kept for `target` as the judge's limits take, and how it was found.
+
+    Where nothing holds, the plan comes back as it was.
+
+    Args:
+        damages: what `rank_layers` found.
+        judge: the images to judge on, and the limits.
+    """
+    limit = judge.limit()
+
+    def keeping(count: int) -> QuantPlan:
+        names = [one.layer for one in damages[:count]]
+        return with_kept(plan, names, target, f"INT8 would be outside its limits with it: {limit}")
+
+    def tried(count: int) -> Attempt:
+        found = judge(quantize(model, ranges, keeping(count), target))
+        return Attempt(kept=count, outside=found.outside)
+
+    floats = np.cumsum([one.multiply_adds for one in damages])
+    most = int(np.searchsorted(floats, MOST_FLOAT, side="right"))
+    trials = bisect(most, tried) if most else iter(())
+    total = 1 + math.ceil(math.log2(max(most, 1)))
+    path = tuple(progress(trials, f"Searching layers to keep ({target})", total))
+    count = min((one.kept for one in path if one.holds), default=0)
+    chosen = keeping(count) if count else plan
+    return chosen, Budget(
+        target=target,
+        limit=limit,
+        path=path,
+        kept=tuple(one.layer for one in damages[:count]),
+        float_share=sum(one.multiply_adds for one in damages[:count]),
+    )
+
+
+def with_kept(plan: QuantPlan, layers: Sequence[str], target: Target, reason: str) -> QuantPlan:
+    """Return the plan with `layers` kept for `target` as well."""
+    kept = dict(plan.kept)
+    for name in layers:
+        before = kept.get(name)
+        if before is None:
+            kept[name] = Kept(reason=reason, targets=(target,))
+        elif target not in before.targets:
+            kept[name] = Kept(reason=before.reason, targets=(*before.targets, target))
+    return replace(plan, kept=kept)
+
+
+def multiply_adds(model: onnx.ModelProto, topology: Topology | None = None) -> dict[str, float]:
+    """Return each layer's share of the multiply-adds of all layers."""
+    topology = topology or Topology(model)
+    types = infer_types(model)
+    counts = {}
+    for layer in topology.layers:
+        axes = types[layer.output].type.tensor_type.shape.dim
+        positions = np.prod([max(axis.dim_value, 1) for axis in axes[2:]])
+        outputs = topology.constants[layer.weight].dims[layer.axis]
+        counts[layer.name] = float(positions * outputs * filter_size(layer, topology))
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items()}
+
+
+def latency_ratio(first: onnx.ModelProto, second: onnx.ModelProto, image: NDArray[np.generic]) -> float:
+    """Return the median time of `first` over that of `second` on ONNX Runtime, on one image, taken in turns."""
+    sessions = [CpuSession(graph.SerializeToString()) for graph in (first, second)]
+    times: list[list[float]] = [[], []]
+    for run in range(_TIMED_RUNS + 1):
+        for session, taken in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            session.run(image)
+            if run:
+                taken.append(time.perf_counter() - start)
+    return float(np.median(times[0]) / np.median(times[1]))

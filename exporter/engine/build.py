@@ -1,0 +1,159 @@
+"""The engines of a bundle: which artifacts become one, under which names, with which reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from resnet_export.exporter.bundle.staging import Bundle, add_artifacts
+from resnet_export.exporter.engine.builder import build_engine, engine_artifact
+from resnet_export.exporter.engine.options import BuildOptions
+from resnet_export.exporter.engine.targets import EnginePlan, PlannedBuild, plan_engines, sm
+from resnet_export.exporter.spec import EngineChoice
+from resnet_export.runtime.bundle.engine_header import TITLES
+from resnet_export.runtime.bundle.layer_report import LayerReport, encode_report
+from resnet_export.runtime.bundle.manifest import (
+    Artifact,
+    BatchRange,
+    Manifest,
+    Precision,
+    read_file,
+    read_manifest,
+)
+from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.progress import Progress, silent
+from resnet_export.runtime.select.host import HostFacts
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine that is ready to be put into a bundle: `artifact.file` holds `plan`,
+    `artifact.engine.layers` the encoded `report`.
+    """
+
+    artifact: Artifact
+    plan: bytes
+    report: LayerReport
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files beside the engine itself: its layer report."""
+        engine = self.artifact.engine
+        return {engine.layers: encode_report(self.report)} if engine and engine.layers else {}
+
+
+def engine_sources(manifest: Manifest) -> tuple[Artifact, ...]:
+    """Return the ONNX artifacts that engines are built from: the reduced precisions, or fp32 when there is
+    none.
+
+    Graphs laid out for CPU engines are left out: TensorRT fuses those that were laid out for it. So are those
+    that may not be shipped.
+    """
+    graphs = [
+        item
+        for item in manifest.artifacts
+        if item.kind == "onnx" and item.target != "cpu" and item.refusal is None
+    ]
+    return tuple(item for item in graphs if item.precision != Precision.FP32) or tuple(graphs)
+
+
+def compile_engines(
+    sources: Iterable[tuple[Artifact, bytes]],
+    batch: BatchRange,
+    plan: EnginePlan,
+    *,
+    options: BuildOptions = BuildOptions(),  # noqa: B008 - frozen
+    timing_cache: Path | None = None,
+    log_folder: Path | None = None,
+    progress: Progress = silent,
+) -> tuple[tuple[BuiltEngine, ...], tuple[str, ...]]:
+    """Build every engine of `plan` from every ONNX artifact of `sources` (the artifact and its bytes).
+
+    `timing_cache` is used by classic TensorRT only; `log_folder` gets one file with TensorRT's messages per
+    build. Returns the engines, and the notes of the plan with one more for each build that failed. Raises
+    what `build_engine` raises; ExportError only when the plan requires its engines.
+    """
+    built: list[BuiltEngine] = []
+    notes = list(plan.notes)
+    pairs = tuple(sources)
+    for build in plan.builds:
+        for source, model in pairs:
+            try:
+                built.append(
+                    _compile(source, model, batch, build, options, timing_cache, log_folder, progress)
+                )
+            except ExportError as error:
+                if plan.required:
+                    raise
+                notes.append(f"no {TITLES[build.flavour]} engine was built from {source.name!r}: {error}")
+    return tuple(built), tuple(notes)
+
+
+def add_engines(
+    bundle: Path,
+    *,
+    engine: EngineChoice,
+    gpu: tuple[str, ...],
+    host: HostFacts,
+    options: BuildOptions = BuildOptions(),  # noqa: B008 - frozen
+    log_folder: Path | None = None,
+    progress: Progress = silent,
+) -> tuple[Bundle, tuple[str, ...]]:
+    """Build engines for an existing bundle and add them to it in one step: `resnet-export build`.
+
+    The bundle changes only when every build is done; an interrupted one leaves it as it was. An engine of
+    the same name is replaced. Returns the bundle and the notes on what was not built. Raises what
+    `plan_engines`, `read_manifest`, `read_file`, `build_engine` and `add_artifacts` raise.
+    """
+    plan = plan_engines(engine, gpu, host)
+    manifest = read_manifest(bundle)
+    if not plan.builds:
+        return Bundle(bundle, manifest), plan.notes
+    built, notes = compile_engines(
+        ((source, read_file(bundle, source.file, source.sha256)) for source in engine_sources(manifest)),
+        manifest.batch,
+        plan,
+        options=options,
+        timing_cache=bundle.with_name(f"{bundle.name}.timing-cache"),
+        log_folder=log_folder,
+        progress=progress,
+    )
+    if not built:
+        return Bundle(bundle, manifest), notes
+    files = {name: data for item in built for name, data in item.files().items()}
+    return add_artifacts(bundle, [(item.artifact, item.plan) for item in built], files), notes
+
+
+def _compile(
+    source: Artifact,
+    model: bytes,
+    batch: BatchRange,
+    build: PlannedBuild,
+    options: BuildOptions,
+    timing_cache: Path | None,
+    log_folder: Path | None,
+    progress: Progress,
+) -> BuiltEngine:
+    if build.flavour == "tensorrt" and options.timing_cache is None:
+        options = replace(options, timing_cache=timing_cache)
+    log_file = None
+    if log_folder is not None:
+        targets = "-".join(sm(target) for target in build.targets)
+        log_file = log_folder / f"{build.flavour}-{targets}-{source.name}.log"
+    engine = build_engine(
+        model,
+        flavour=build.flavour,
+        targets=build.targets,
+        profiles=(batch,),
+        precision=source.precision,
+        source=source.name,
+        kept=source.kept,
+        options=options,
+        log_file=log_file,
+        progress=progress,
+    )
+    artifact = engine_artifact(engine, source.kept)
+    info = msgspec.structs.replace(engine.info, layers=f"engines/{artifact.name}.layers.json")
+    return BuiltEngine(msgspec.structs.replace(artifact, engine=info), engine.plan, engine.report)

@@ -1,0 +1,224 @@
+"""From an nn.Module to a simplified ONNX graph whose nodes are named after the modules they came from."""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import onnx
+import onnxsim
+import torch
+from torch import nn
+from torch.jit._trace import TracerWarning
+
+from resnet_export.exporter.graph.module_names import canonical, module_paths, node_names, paths_after
+from resnet_export.exporter.graph.stage_check import FP32_LIMIT, Probe, StageError, compare, serialize
+from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.runtime.errors import ExportError
+
+__all__ = [
+    "BATCH_AXIS",
+    "INPUT",
+    "IR_VERSION",
+    "OPSET",
+    "OUTPUT",
+    "ExportedGraph",
+    "check_against",
+    "serialize",
+    "simplify",
+    "to_onnx",
+]
+
+OPSET = 19
+"""The lowest operator set in which QuantizeLinear and DequantizeLinear take fp16 scales, which a strongly
+typed INT8 graph needs; nothing in a ResNet needs a higher one, and every older reader refuses a higher one.
+TensorRT 10 and 11 and TensorRT for RTX, ONNX Runtime since 1.15, and OpenVINO read it."""
+
+IR_VERSION = 9
+"""The file format of the ONNX release that brought operator set 19; older readers refuse a newer number."""
+
+INPUT = "input"
+OUTPUT = "logits"
+BATCH_AXIS = "N"
+
+_EXAMPLE_BATCH = 2  # torch.export takes an axis of 1 to be fixed
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """An ONNX model and where its nodes came from. Treat `model` as frozen: every step returns a new one.
+
+    `modules` maps each node's name to the path of its `nn.Module` ("layer1.0.conv1"; "" is the network).
+    `exporter` says which PyTorch exporter made it; `notices` are sentences for the user, such as why the
+    first exporter was passed over; `checks` are the comparisons with the eager network so far, oldest first.
+    """
+
+    model: onnx.ModelProto
+    modules: Mapping[str, str]
+    exporter: Literal["dynamo", "torchscript"]
+    notices: tuple[str, ...] = ()
+    checks: tuple[StageError, ...] = ()
+
+
+def check_against(
+    graph: ExportedGraph, probe: Probe, *, step: str, batch: BatchRange, limit: float = FP32_LIMIT
+) -> ExportedGraph:
+    """Compare the graph with the eager network (see `compare`) and return it with the result in `checks`.
+
+    Raises ExportError, naming the step, the batch size and the figure, when the graph is too far away.
+    """
+    known = graph.checks[-1] if graph.checks else None
+    found = compare(graph.model, probe, step=step, batch=batch, limit=limit, known=known)
+    return replace(graph, checks=(*graph.checks, found))
+
+
+def to_onnx(network: nn.Module, *, image_size: int, batch: BatchRange, probe: Probe) -> ExportedGraph:
+    """Export `network` with the batch axis dynamic, and check the result against `probe`.
+
+    The dynamo exporter comes first. Where it fails, or its graph differs from the eager network, the
+    TorchScript exporter takes its place, and a sentence in `notices` says why.
+
+    Args:
+        network: in evaluation mode, float32 [N, 3, H, W] → float32 [N, classes].
+        image_size: H and W of the exported input `input`; the output is `logits`.
+        batch: the graph is checked at batch sizes 1, 3 and `batch.max`.
+        probe: normalized images and the eager network's logits.
+
+    Raises:
+        ExportError: both exporters failed.
+        DependencyError: ONNX Runtime, with which the graph is checked, is not installed.
+    """
+    if network.training:
+        raise ExportError("the network is in training mode; call eval() before exporting it")
+    example = torch.zeros(_EXAMPLE_BATCH, 3, image_size, image_size)
+    try:
+        graph = _named(_dynamo(network, example), network, "dynamo")
+        return check_against(graph, probe, step="onnx", batch=batch)
+    except ExportError as error:
+        notice = f"the dynamo exporter was passed over for the TorchScript exporter: {error}"
+    graph = _named(_torchscript(network, example), network, "torchscript")
+    return check_against(replace(graph, notices=(notice,)), probe, step="onnx", batch=batch)
+
+
+def simplify(graph: ExportedGraph) -> ExportedGraph:
+    """Run onnxsim: constants folded, BatchNorms fused, no-ops removed. Raises ExportError when it fails.
+
+    Nodes that survive keep their names and modules. A graph in which there is nothing to simplify comes back
+    with the same bytes.
+    """
+    try:
+        model, _ = onnxsim.simplify(graph.model)
+    except Exception as error:
+        raise ExportError(f"onnxsim cannot simplify the graph: {_reason(error)}") from error
+    paths = paths_after(model, graph.model, graph.modules)
+    leaves = {path for name, path in graph.modules.items() if name == path}
+    names = node_names(model, paths, leaves, keep=graph.modules.keys())
+    model, modules = _renamed(model, names, paths)
+    return replace(graph, model=model, modules=modules)
+
+
+def _named(
+    model: onnx.ModelProto, network: nn.Module, exporter: Literal["dynamo", "torchscript"]
+) -> ExportedGraph:
+    paths = module_paths(model, network)
+    leaves = {path for path, module in network.named_modules() if not module._modules}
+    names = node_names(model, paths, leaves)
+    model, modules = _renamed(model, names, paths)
+    return ExportedGraph(model, modules, exporter)
+
+
+def _renamed(
+    model: onnx.ModelProto, names: Sequence[str], paths: Sequence[str]
+) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+    """Return the canonical form under these node names, and the map of the nodes that are left in it."""
+    modules = dict(zip(names, paths, strict=True))
+    model = canonical(model, names)
+    model.ir_version = IR_VERSION
+    return model, {node.name: modules[node.name] for node in model.graph.node}
+
+
+def _dynamo(network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    try:
+        with _quiet(), _uncollected():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS, min=1)},),
+                external_data=False,
+                verbose=False,
+            )
+        if program is None:
+            raise ExportError("it returned nothing")
+        return program.model_proto
+    except Exception as error:
+        raise ExportError(f"the dynamo exporter failed: {_reason(error)}") from error
+
+
+def _torchscript(network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+    try:
+        with _quiet(), TemporaryDirectory() as folder:
+            file = Path(folder) / "network.onnx"
+            torch.onnx.export(
+                network,
+                (example,),
+                file,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: BATCH_AXIS}, OUTPUT: {0: BATCH_AXIS}},
+                verbose=False,
+            )
+            return onnx.load(file)
+    except Exception as error:
+        raise ExportError(f"the TorchScript exporter failed: {_reason(error)}") from error
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector off: it takes a quarter of the dynamo exporter's time and finds nothing to free."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the exporters say: that they are deprecated, that a trace may be wrong (every result is checked
+    here), that torchvision's operators are missing, and, where torch.export fails, the whole source of the graph
+    that it got to."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore", TracerWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        registration.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what an error goes back to; exporters wrap theirs in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -1,0 +1,110 @@
+"""From a ModelSpec to the eager network that everything later is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from resnet_export.exporter.models.checkpoint import Checkpoint, load_weights
+from resnet_export.exporter.models.labels import default_labels, read_labels
+from resnet_export.exporter.models.photographs import photographs
+from resnet_export.exporter.models.preprocessing import assumed, choose_preprocessing
+from resnet_export.exporter.models.resnet import ResNet, build, initialize
+from resnet_export.exporter.models.weight_source import locate
+from resnet_export.exporter.models.zoo import Architecture
+from resnet_export.exporter.spec import ModelSpec
+from resnet_export.runtime.bundle.manifest import ModelInfo, Preprocessing, WeightsInfo
+from resnet_export.runtime.preprocess import normalize
+from resnet_export.runtime.progress import Progress, silent
+
+__all__ = ["Network", "build_network"]
+
+# Batch statistics of an untrained network are measured at this size or the network's, whichever is smaller:
+# half the cost of 224, and the features stay centred at 224.
+_STATISTICS_SIZE = 160
+
+
+@dataclass(frozen=True)
+class Network:
+    """The eager network in eval mode, float32, and what a bundle says about it.
+
+    `preprocessing` ends in floats, normalized before the graph; `labels` has one name for each class;
+    `notices` are sentences that the user has to see.
+    """
+
+    module: ResNet
+    architecture: Architecture
+    info: ModelInfo
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+
+def build_network(spec: ModelSpec, progress: Progress = silent) -> Network:
+    """Build the network that `spec` describes, with its weights loaded or, without weights, seeded and untrained.
+
+    Raises RequestError when the request is inconsistent or its labels do not fit, and CheckpointError when the
+    weights cannot be used.
+    """
+    source = locate(spec)
+    if spec.labels is not None:
+        read_labels(spec.labels, spec.num_classes)
+    preprocessing = choose_preprocessing(spec, source.published)
+    if source.architecture is not None and source.file is None and source.published is None:
+        return _untrained(spec, source.architecture, preprocessing, progress)
+    return _trained(spec, load_weights(spec, progress), preprocessing)
+
+
+def _untrained(
+    spec: ModelSpec, architecture: Architecture, preprocessing: Preprocessing, progress: Progress
+) -> Network:
+    num_classes = 1000 if spec.num_classes is None else spec.num_classes
+    labels = default_labels(num_classes) if spec.labels is None else read_labels(spec.labels, num_classes)
+    images = normalize(photographs(min(spec.image_size, _STATISTICS_SIZE)), Preprocessing())
+    module = initialize(build(architecture, num_classes), spec.seed, torch.from_numpy(images), progress)
+    weights = WeightsInfo(source="untrained", name="untrained", seed=spec.seed)
+    notice = f"no weights were given: {architecture.name} is untrained (seed {spec.seed}), its predictions mean nothing"
+    return Network(
+        module=module,
+        architecture=architecture,
+        info=_describe(module, architecture, num_classes, weights),
+        preprocessing=preprocessing,
+        labels=labels,
+        notices=(notice,),
+    )
+
+
+def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessing) -> Network:
+    architecture, num_classes = checkpoint.architecture, checkpoint.num_classes
+    notices = checkpoint.notices
+    if spec.labels is not None:
+        labels = read_labels(spec.labels, num_classes)
+    else:
+        labels = default_labels(num_classes)
+        if num_classes == 1000 and checkpoint.published is None:
+            notices += ("no labels were given: ImageNet's are used, because the network has 1000 classes",)
+    if checkpoint.published is None:
+        notices += assumed(spec, preprocessing)
+    module = build(architecture, num_classes)
+    module.load_state_dict(checkpoint.state_dict, strict=True)
+    return Network(
+        module=module,
+        architecture=architecture,
+        info=_describe(module, architecture, num_classes, checkpoint.info),
+        preprocessing=preprocessing,
+        labels=labels,
+        notices=notices,
+    )
+
+
+def _describe(
+    module: ResNet, architecture: Architecture, num_classes: int, weights: WeightsInfo
+) -> ModelInfo:
+    return ModelInfo(
+        arch=architecture.name,
+        depth=architecture.depth,
+        num_classes=num_classes,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        weights=weights,
+    )

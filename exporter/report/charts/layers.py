@@ -1,0 +1,87 @@
+"""The signal-to-noise ratio along an artifact's layers, in the order of its graph."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from resnet_export.exporter.report.charts.svg import (
+    WIDTH,
+    colour,
+    fitted,
+    framed,
+    hue,
+    picture,
+    to_svg,
+    write,
+)
+from resnet_export.runtime.parity.attribution.layers import Layerwise
+
+_HEIGHT = 220
+_LEFT, _RIGHT = 44, 10
+
+
+def layer_chart(found: Layerwise, name: str) -> Markup:
+    """Draw the ratio of the layers in place; layers that depart are crosses, and the first of them is named.
+
+    Not every layer has a ratio: one without error has none, nor has one that is missing or whose output exists
+    nowhere outside a fused pair. The line runs past them.
+    """
+    figure = picture(_HEIGHT)
+    axes = framed(figure, _LEFT, 40, _RIGHT, 42)
+    ratios = [math.nan if layer.snr_db is None else layer.snr_db for layer in found.layers]
+    order = list(range(1, len(ratios) + 1))
+    known = [i for i, ratio in enumerate(ratios) if math.isfinite(ratio)]
+    shown = [ratios[i] for i in known] or [0.0]
+    axes.plot(
+        [order[i] for i in known],
+        [ratios[i] for i in known],
+        color=hue(found.precision),
+        linewidth=1.5,
+        marker="o",
+        markersize=3.5,
+    )
+    low, high = min(shown), max(shown)
+    margin = 0.08 * (high - low) or 5.0
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlim(0.5, max(len(order), 1) + 0.5)
+    departing = [i for i, layer in enumerate(found.layers) if layer.departs]
+    heights = np.interp(departing, known or [0], shown)
+    axes.plot(
+        [order[i] for i in departing],
+        heights,
+        marker="X",
+        markersize=9,
+        color=colour("bad"),
+        linestyle="none",
+        clip_on=False,
+    )
+    if departing:
+        x = order[departing[0]]
+        axes.axvline(x, color=colour("bad"), linewidth=1, dashes=(3, 3))
+        across = (x - 0.5) / len(order) * (WIDTH - _LEFT - _RIGHT)
+        room = {"left": WIDTH - _LEFT - across, "right": _LEFT + across}
+        side = max(room, key=lambda side: room[side])
+        label = fitted(found.layers[departing[0]].node, room[side], bold=True)
+        write(
+            axes,
+            x,
+            1.07,
+            label,
+            "bad",
+            ha=side,
+            weight="bold",
+            transform=axes.get_xaxis_transform(),
+        )
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("layer, in the order of the graph", color=colour("muted"), labelpad=4)
+    write(
+        axes, -_LEFT / (WIDTH - _LEFT - _RIGHT), 1.22, "SNR in place, dB", "muted", transform=axes.transAxes
+    )
+    return to_svg(figure, name, found.sentence)

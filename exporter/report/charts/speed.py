@@ -1,0 +1,65 @@
+"""Time per image of each run, as this very check saw it, beside what it gets right."""
+
+from __future__ import annotations
+
+from resnet_export.exporter.report.charts.pareto import Point
+from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
+
+
+def milliseconds(report: ParityReport) -> dict[str, float]:
+    """Return, by entry key, the seconds that a backend spent running in this check divided by the images it ran.
+
+    The images are the golden ones, each as often as it ran, and the data. Runs that broke down are left out.
+    """
+    running = report.times.get("running", {})
+    found = {}
+    for entry in report.entries:
+        images = _images(entry, report)
+        seconds = running.get(entry.key)
+        if images and seconds and entry.error is None:
+            found[entry.key] = 1000 * seconds / images
+    return found
+
+
+def quantity(report: ParityReport) -> str:
+    """Return what time is held against: accuracy where there are labels, agreement otherwise."""
+    checks = [check for entry in report.entries for check in entry.checks if check.images == "data"]
+    if any(check.comparison.labelled for check in checks):
+        return "accuracy on the data"
+    return "top-1 agreement on the data" if checks else "top-1 agreement on the golden images"
+
+
+def points(report: ParityReport) -> tuple[Point, ...]:
+    """Return the runs that have both figures, in the report's order."""
+    wanted = "data" if _data_images(report) else "golden"
+    times = milliseconds(report)
+    found = []
+    for entry in report.entries:
+        check = entry.check("data" if wanted == "data" else "golden")
+        percent = _percent(check) if check else 100.0 if _is_reference(entry, report) else None
+        if entry.key in times and percent is not None:
+            found.append(Point(entry.title, times[entry.key], percent, entry.ran, entry.passed))
+    return tuple(found)
+
+
+def _percent(check: Check) -> float:
+    labelled = check.comparison.labelled
+    return 100 * (labelled.candidate_accuracy if labelled else check.comparison.figures.top1_agreement)
+
+
+def _images(entry: Entry, report: ParityReport) -> int:
+    golden, data = entry.check("golden"), entry.check("data")
+    count = golden.comparison.figures.images + sum(golden.batches) if golden else 0
+    if data is not None:
+        return count + data.comparison.figures.images
+    return count + (_data_images(report) if _is_reference(entry, report) else 0)
+
+
+def _is_reference(entry: Entry, report: ParityReport) -> bool:
+    """Whether the run was what others were compared with on unlabelled data: it ran it, and has no check of it."""
+    return bool(_data_images(report)) and entry.error is None and entry.check("data") is None
+
+
+def _data_images(report: ParityReport) -> int:
+    checks = (entry.check("data") for entry in report.entries)
+    return next((check.comparison.figures.images for check in checks if check is not None), 0)

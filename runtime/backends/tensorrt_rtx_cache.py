@@ -1,0 +1,47 @@
+"""The runtime cache of TensorRT for RTX: kernels that it compiled for this GPU, kept for the next session.
+
+They are executable code like the engine itself, so a cache file starts with the SHA-256 of the rest and is
+used only if that is right. Its name holds all that the kernels depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from resnet_export.runtime.bundle.manifest import Artifact
+
+FOLDER = "cache"
+_DIGEST_BYTES = 32
+
+
+def cache_path(bundle: Path, artifact: Artifact, version: str, gpu: str) -> Path:
+    """Return where the kernels for `artifact` on a GPU of compute capability `gpu` ("8.6") are kept."""
+    return bundle / FOLDER / f"{artifact.sha256[:16]}-{version}-sm{gpu.replace('.', '')}.kernels"
+
+
+def read_cache(path: Path) -> bytes | None:
+    """Return the kernels, or None when there are none or the file is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    digest, kernels = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    return kernels if kernels and hashlib.sha256(kernels).digest() == digest else None
+
+
+def write_cache(path: Path, kernels: bytes) -> None:
+    """Replace the file in one step. Does nothing when it holds just that. Raises OSError."""
+    if not kernels or read_cache(path) == kernels:
+        return
+    path.parent.mkdir(exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(kernels).digest() + kernels)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""What a manifest must fulfil beyond the types and ranges of its schema: rules that span several keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resnet_export.runtime.bundle.schema import BatchRange, Manifest
+
+# Two names that a file system without case would take for one are one.
+_MANIFEST = "manifest.json"
+
+
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """Yield one phrase per broken rule: what was found and what was expected."""
+    for rule in (
+        _classes,
+        _tensors,
+        _batches,
+        _preprocessing,
+        _weights,
+        _artifacts,
+        _engines,
+        _files,
+        _golden,
+    ):
+        yield from rule(manifest)
+
+
+def _classes(manifest: Manifest) -> Iterator[str]:
+    classes = manifest.model.num_classes
+    if len(manifest.labels) != classes:
+        yield f"there are {len(manifest.labels)} labels for {classes} classes"
+    output = manifest.output
+    if (output.name, output.dtype, output.layout) != ("logits", "float32", "NC"):
+        yield f"output is {output.name!r} {output.dtype} {output.layout}, expected 'logits' float32 NC"
+    if output.shape != ("N", classes):
+        yield f"output.shape is {_shape(output.shape)}, expected {_shape(('N', classes))}"
+
+
+def _tensors(manifest: Manifest) -> Iterator[str]:
+    tensor, side = manifest.input, manifest.preprocessing.crop
+    if manifest.preprocessing.in_graph:
+        expected = ("input", "uint8", "NHWC", ("N", side, side, 3))
+    else:
+        expected = ("input", "float32", "NCHW", ("N", 3, side, side))
+    found = (tensor.name, tensor.dtype, tensor.layout, tensor.shape)
+    if found != expected:
+        yield (
+            f"input is {found[0]!r} {found[1]} {found[2]} {_shape(found[3])}, expected {expected[0]!r} "
+            f"{expected[1]} {expected[2]} {_shape(expected[3])}, as preprocessing.crop and .in_graph say"
+        )
+
+
+def _batches(manifest: Manifest) -> Iterator[str]:
+    yield from _ordered("batch", manifest.batch)
+    for artifact in manifest.artifacts:
+        if artifact.engine is not None:
+            for index, profile in enumerate(artifact.engine.profiles):
+                yield from _ordered(f"profile {index} of artifact {artifact.name!r}", profile)
+
+
+def _ordered(where: str, batch: BatchRange) -> Iterator[str]:
+    if not batch.min <= batch.opt <= batch.max:
+        yield f"{where} is {batch.min}, {batch.opt}, {batch.max}, expected min ≤ opt ≤ max"
+
+
+def _preprocessing(manifest: Manifest) -> Iterator[str]:
+    steps = manifest.preprocessing
+    if steps.crop > steps.resize:
+        yield f"preprocessing.crop is {steps.crop}, larger than preprocessing.resize, {steps.resize}"
+    if not all(math.isfinite(value) for value in steps.mean):
+        yield f"preprocessing.mean is {steps.mean}, expected finite numbers"
+    if not all(math.isfinite(value) and value > 0 for value in steps.std):
+        yield f"preprocessing.std is {steps.std}, expected positive numbers"
+
+
+def _weights(manifest: Manifest) -> Iterator[str]:
+    weights = manifest.model.weights
+    if weights.source == "untrained":
+        if weights.seed is None or weights.sha256 is not None:
+            yield "model.weights are untrained, expected a seed and no sha256"
+    elif weights.sha256 is None or weights.seed is not None:
+        yield f"model.weights are of source {weights.source!r}, expected a sha256 and no seed"
+
+
+def _artifacts(manifest: Manifest) -> Iterator[str]:
+    for name in _repeated(artifact.name for artifact in manifest.artifacts):
+        yield f"two artifacts are called {name!r}"
+    if not any(a.kind == "onnx" and a.precision == "fp32" for a in manifest.artifacts):
+        yield "no artifact is an fp32 ONNX graph, the reference of every bundle"
+
+
+def _engines(manifest: Manifest) -> Iterator[str]:
+    graphs = {artifact.name: artifact for artifact in manifest.artifacts if artifact.kind == "onnx"}
+    reports = {file.file for file in manifest.files}
+    for artifact in manifest.artifacts:
+        engine = artifact.engine
+        if (engine is not None) != (artifact.kind == "engine"):
+            found = "has" if engine is not None else "lacks"
+            yield f"artifact {artifact.name!r} of kind {artifact.kind!r} {found} the key engine"
+        if engine is None:
+            continue
+        source = graphs.get(engine.source)
+        if source is None:
+            yield f"engine {artifact.name!r} was built from {engine.source!r}, which is no ONNX artifact here"
+        elif source.sha256 != engine.source_sha256:
+            yield f"engine {artifact.name!r} was built from another {engine.source!r} than the bundle holds"
+        if engine.layers is not None and engine.layers not in reports:
+            yield f"the layer report {engine.layers!r} of engine {artifact.name!r} is not among the files"
+
+
+def _files(manifest: Manifest) -> Iterator[str]:
+    names = [file.file for file in manifest.contents()]
+    for name in _repeated(name.casefold() for name in names):
+        yield f"the file {name!r} is named twice"
+    folded = {name.casefold() for name in names}
+    for name in names:
+        if name.casefold() == _MANIFEST:
+            yield f"{name!r} is named as a file of the bundle"
+        parts = name.casefold().split("/")
+        for depth in range(1, len(parts)):
+            if "/".join(parts[:depth]) in folded:
+                yield f"{'/'.join(parts[:depth])!r} is a file and the folder of {name!r}"
+
+
+def _golden(manifest: Manifest) -> Iterator[str]:
+    stages = manifest.golden.stages
+    if "eager" not in stages:
+        yield f"golden.stages are {', '.join(stages) or 'empty'}, expected 'eager' among them"
+    for stage in _repeated(stages):
+        yield f"golden.stages name {stage!r} twice"
+
+
+def _repeated(names: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            yield name
+        seen.add(name)
+
+
+def _shape(shape: tuple[object, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+_RULES = (_classes, _tensors, _batches, _preprocessing, _weights, _artifacts, _engines, _files, _golden)

@@ -1,0 +1,258 @@
+"""The structs that `manifest.json` is made of; `docs/bundle.md` explains each key.
+
+They are the schema: `docs/bundle.schema.json` is generated from them. Unknown keys are refused, so a typing
+error never becomes an option that is silently ignored. Import them from `manifest`, which reads and writes
+them.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from resnet_export.runtime.bundle.files import MAX_FILE_BYTES
+from resnet_export.runtime.errors import BundleError
+
+SCHEMA_VERSION: Final = 1
+
+# `$` alone would let a final newline pass in Python, and `\Z` is unknown to JSON Schema's dialect (ECMA 262).
+_END = r"$(?!\n)"
+_SEGMENT = r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
+
+Sha256 = Annotated[str, msgspec.Meta(pattern=f"^[0-9a-f]{{64}}{_END}")]
+# Portable on every file system, and unable to leave the bundle: no "..", no "/" in front, no drive letter,
+# no backslash, no hidden names.
+FilePath = Annotated[str, msgspec.Meta(pattern=f"^{_SEGMENT}(/{_SEGMENT})*{_END}", max_length=200)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_FILE_BYTES)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+# Text that ends up on a terminal: no control characters, so a bundle cannot send escape sequences to it.
+Line = Annotated[str, msgspec.Meta(pattern=rf"^[^\x00-\x08\x0a-\x1f\x7f-\x9f]*{_END}", max_length=1000)]
+Prose = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$", max_length=20_000)]
+Triple = tuple[float, float, float]
+
+
+class Precision(enum.StrEnum):
+    """The arithmetic of a graph, or the arithmetic that a backend really used."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Frozen, keyword-only, and strict about unknown keys."""
+
+
+class TensorSpec(Struct, frozen=True):
+    """One network input or output. `shape` holds integers and, for the batch axis, the string "N"."""
+
+    name: Line
+    dtype: Literal["float32", "uint8"]
+    layout: Literal["NCHW", "NHWC", "NC"]
+    shape: tuple[Count | Literal["N"], ...]
+
+
+class BatchRange(Struct, frozen=True):
+    """The batch sizes that the artifacts are checked and built for: min ≤ opt ≤ max."""
+
+    min: Count = 1
+    opt: Count = 8
+    max: Count = 32
+
+
+class Preprocessing(Struct, frozen=True):
+    """How an image becomes the input tensor.
+
+    Decode to RGB, resize the shorter side to `resize` (Pillow's antialiased filter `interpolation`), cut the
+    central `crop` × `crop` square, and normalize (value / 255 - mean) / std per channel. When `in_graph`,
+    normalization is part of the artifacts and the input is the raw crop, uint8 [N, H, W, 3].
+    """
+
+    resize: Count = 256
+    crop: Count = 224
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+    in_graph: bool = False
+
+    @property
+    def words(self) -> str:
+        """The steps in words: "shorter side to 256 (bilinear), central 224 × 224, mean 0.485,0.456,0.406, std …"."""
+        mean, std = (",".join(f"{value:g}" for value in triple) for triple in (self.mean, self.std))
+        return (
+            f"shorter side to {self.resize} ({self.interpolation}), central {self.crop} × {self.crop}, "
+            f"mean {mean}, std {std}"
+        )
+
+
+class WeightsInfo(Struct, frozen=True):
+    """Where the parameters came from.
+
+    An untrained network has a `seed` and no `sha256`; any other has the `sha256` of the checkpoint file.
+    """
+
+    source: Literal["untrained", "file", "torchvision"]
+    name: Line
+    sha256: Sha256 | None = None
+    seed: int | None = None
+
+
+class ModelInfo(Struct, frozen=True):
+    """The eager network that the bundle was made from."""
+
+    arch: Line
+    depth: Count
+    num_classes: Count
+    parameters: Count
+    weights: WeightsInfo
+
+
+class Tolerance(Struct, frozen=True):
+    """The limits that an artifact's logits are held to, against eager fp32, on natural images.
+
+    A limit that is None is not checked. `relative_error` is ‖a−b‖/‖b‖ over all logits; `centred_cosine` is
+    the cosine after the mean reference logits are subtracted; agreement is a fraction in [0, 1].
+    """
+
+    relative_error: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    centred_cosine: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None = None
+    top1_agreement: Fraction | None = None
+
+
+class KeptLayer(Struct, frozen=True):
+    """A layer that was left in a higher precision than the artifact's, and why."""
+
+    node: Line
+    module: Line
+    precision: Precision
+    reason: Prose
+
+
+class EngineInfo(Struct, frozen=True):
+    """What an engine was built for and from. A runtime of another flavour or version refuses it.
+
+    `compute_capabilities` are "8.6"-style strings; `profiles` are the batch ranges; `source` names the ONNX
+    artifact and `source_sha256` its bytes; `options` are the builder options as given; `build_seconds` is
+    wall time; `layers` is the file (in the bundle) that holds the layer report.
+    """
+
+    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    version: Line
+    compute_capabilities: tuple[Annotated[str, msgspec.Meta(pattern=f"^[0-9]+[.][0-9]{_END}")], ...]
+    profiles: tuple[BatchRange, ...]
+    source: Line
+    source_sha256: Sha256
+    options: dict[str, str | int | float | bool] = {}
+    build_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    layers: FilePath | None = None
+
+
+class FileInfo(Struct, frozen=True):
+    """One file of the bundle. `file` is relative to the bundle, in forward slashes."""
+
+    file: FilePath
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE_BYTES)]
+    sha256: Sha256
+
+
+class Verdict(Struct, frozen=True):
+    """What the parity check recorded of an artifact on one backend.
+
+    `backend` and `provider` are a session choice's ("onnxruntime", "CPUExecutionProvider"); `precision` is
+    the arithmetic that really ran; `detail` is one line such as "centred cosine 0.93, expected ≥ 0.995".
+    """
+
+    backend: Line
+    provider: Line
+    precision: Precision
+    passed: bool
+    detail: Line = ""
+
+
+class Artifact(Struct, frozen=True):
+    """One runnable file. `file` is relative to the bundle, in forward slashes.
+
+    `target` says for whom the graph was laid out: "any", "cpu" or "tensorrt". `engine` is set for engines,
+    and only for them. `parity` holds the verdicts of the parity check, one per backend that ran the artifact;
+    a session that was not told otherwise runs nothing in reduced precision that lacks a passing one. `refusal` says
+    why the artifact may not be shipped whatever golden images say, as where INT8 stays outside its accuracy budget
+    on the calibration images; every parity check then fails it.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_][A-Za-z0-9._+-]*{_END}", max_length=100)]
+    file: FilePath
+    kind: Literal["onnx", "engine"]
+    precision: Precision
+    target: Literal["any", "cpu", "tensorrt"]
+    bytes: Size
+    sha256: Sha256
+    kept: tuple[KeptLayer, ...] = ()
+    engine: EngineInfo | None = None
+    parity: tuple[Verdict, ...] = ()
+    refusal: Prose | None = None
+
+
+class GoldenInfo(Struct, frozen=True):
+    """`golden.npz`: `images` uint8 [N, H, W, 3]; `logits.<stage>` float32 [N, classes] for each stage, the
+    eager model's under `logits.eager`. `source` says whether the images are the bundled photographs or the
+    user's calibration set. `sample_bytes` is the length of the image file in `sample.file`, None when the
+    archive holds no sample of the preprocessing.
+    """
+
+    file: FilePath
+    bytes: Size
+    sha256: Sha256
+    count: Count
+    source: Literal["bundled", "calibration"]
+    stages: tuple[Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_][A-Za-z0-9._+-]*{_END}")], ...]
+    sample_bytes: Size | None = None
+
+
+class Provenance(Struct, frozen=True):
+    """What made the bundle. `versions` maps package name to version; `created` is UTC, ISO 8601."""
+
+    created: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=rf"^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}}([.][0-9]+)?(Z|[+]00:00){_END}"
+        ),
+    ]
+    versions: dict[str, Line]
+    exporter: Literal["dynamo", "torchscript"]
+    opset: Count
+    notices: tuple[Prose, ...] = ()
+
+
+class Manifest(Struct, frozen=True):
+    """The whole of `manifest.json`."""
+
+    schema: Literal[1]
+    model: ModelInfo
+    input: TensorSpec
+    output: TensorSpec
+    batch: BatchRange
+    preprocessing: Preprocessing
+    labels: tuple[Line, ...]
+    tolerances: dict[str, Tolerance]
+    artifacts: tuple[Artifact, ...]
+    golden: GoldenInfo
+    modules: dict[str, Line]
+    provenance: Provenance
+    files: tuple[FileInfo, ...] = ()
+
+    def artifact(self, name: str) -> Artifact:
+        """Return the artifact called `name`; raise BundleError, listing what there is, when there is none."""
+        for artifact in self.artifacts:
+            if artifact.name == name:
+                return artifact
+        names = ", ".join(artifact.name for artifact in self.artifacts)
+        raise BundleError(f"the bundle has no artifact {name!r}; it has {names}")
+
+    def contents(self) -> tuple[FileInfo, ...]:
+        """Return every file of the bundle but the manifest itself: artifacts, golden outputs and the rest."""
+        named: tuple[Artifact | GoldenInfo, ...] = (*self.artifacts, self.golden)
+        return (*(FileInfo(file=f.file, bytes=f.bytes, sha256=f.sha256) for f in named), *self.files)

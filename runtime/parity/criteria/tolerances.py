@@ -1,0 +1,238 @@
+"""The one table of limits, keyed by the arithmetic that really ran, and what may replace a limit.
+
+Each number was derived by experiment, with a stated distance from the worst clean result:
+`docs/tolerances.md` says how, and how to repeat it. Tests and reports read this table and write no numbers
+of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike
+
+from resnet_export.runtime.bundle.manifest import Precision, Struct, Tolerance
+from resnet_export.runtime.errors import RequestError
+
+TABLE: Mapping[Precision, Tolerance] = {
+    # Clean: 3e-6 and 5e-12 at most. The relative error is what the export itself is held to after every step.
+    Precision.FP32: Tolerance(relative_error=1e-4, centred_cosine=0.9999999, top1_agreement=0.99),
+    # Clean: 2.4e-3 and 1 − 3e-6.
+    Precision.FP16: Tolerance(relative_error=1e-2, centred_cosine=0.9999, top1_agreement=0.99),
+    # Clean: 2.8e-2 and 1 − 4e-4.
+    Precision.BF16: Tolerance(relative_error=6e-2, centred_cosine=0.998, top1_agreement=0.98),
+    # Clean: 1.1e-2 and 1 − 6e-5. A fault that costs 1 % of the predictions starts at 0.12 and 1 − 8e-3.
+    Precision.INT8: Tolerance(relative_error=0.1, centred_cosine=0.995, top1_agreement=0.95),
+}
+"""The limits per precision, on natural images, against eager fp32."""
+
+UNTRAINED_INT8: Mapping[int, Tolerance] = {
+    # Clean, at 64 pixels, where the last average has least to average over: 0.125 and 1 − 8.3e-3; 0.166 and 1 − 0.015;
+    # 0.257 and 1 − 0.037; 0.316 and 1 − 0.054; 0.354 and 1 − 0.071.
+    18: Tolerance(relative_error=0.2, centred_cosine=0.98, top1_agreement=0.95),
+    34: Tolerance(relative_error=0.27, centred_cosine=0.963, top1_agreement=0.95),
+    50: Tolerance(relative_error=0.41, centred_cosine=0.907, top1_agreement=0.95),
+    101: Tolerance(relative_error=0.5, centred_cosine=0.866, top1_agreement=0.95),
+    152: Tolerance(relative_error=0.57, centred_cosine=0.823, top1_agreement=0.95),
+}
+"""The limits of int8 for networks with random weights, by depth.
+
+Such weights leave activations without the structure that makes int8 accurate, and every layer adds its part."""
+
+# From exact to coarse. An int8 graph that a backend happens to compute in fp32 still holds int8 weights.
+_COARSENESS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
+
+NEAR_TIE_SIGMAS = 2.0
+
+_OTHER_ROUNDING = 3.0
+"""Times an int8 artifact's own error that a backend may be from its recorded logits."""
+
+Error = Annotated[float, msgspec.Meta(ge=0)]
+Cosine = Annotated[float, msgspec.Meta(ge=-1, le=1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Override(Struct, frozen=True, omit_defaults=True):
+    """Limits that replace those of one precision. A key that is left out keeps its limit, null drops it."""
+
+    relative_error: Error | msgspec.UnsetType | None = msgspec.UNSET
+    centred_cosine: Cosine | msgspec.UnsetType | None = msgspec.UNSET
+    top1_agreement: Fraction | msgspec.UnsetType | None = msgspec.UNSET
+
+
+Overrides = Mapping[Precision, Override]
+
+GivenLimits = Mapping[str, Mapping[str, float | None]] | Mapping[Precision, Override]
+"""Limits as a caller writes them: those of a tolerance file as mappings, or `Override` objects."""
+
+
+def table(*, untrained: bool, depth: int | None = None) -> Mapping[Precision, Tolerance]:
+    """Return the limits per precision for a trained or an untrained network.
+
+    Only int8 on untrained networks depends on the depth. One that `UNTRAINED_INT8` lacks has the limits of the next
+    depth that it has, or of the greatest; None has those of the least.
+    """
+    if not untrained:
+        return TABLE
+    known = sorted(UNTRAINED_INT8)
+    nearest = next((one for one in known if one >= (depth or 0)), known[-1])
+    return {**TABLE, Precision.INT8: UNTRAINED_INT8[nearest]}
+
+
+def for_manifest(*, untrained: bool = False, depth: int | None = None) -> dict[str, Tolerance]:
+    """Return the table as `Manifest.tolerances` holds it."""
+    limits = table(untrained=untrained, depth=depth)
+    return {str(precision): tolerance for precision, tolerance in limits.items()}
+
+
+def coarser(first: Precision, second: Precision) -> Precision:
+    """Return the less exact of two precisions: the one whose limits an artifact is held to.
+
+    A graph is as coarse as its weights, which its declared precision tells, and as the arithmetic that ran.
+    """
+    return max(first, second, key=_COARSENESS.index)
+
+
+def tolerance_for(
+    precision: Precision,
+    manifest: Mapping[str, Tolerance] | None = None,
+    overrides: Overrides | None = None,
+    *,
+    untrained: bool = False,
+    depth: int | None = None,
+) -> Tolerance:
+    """Return the limits for `precision`: the user's, where there are none the bundle's, then the table's."""
+    tolerance = (manifest or {}).get(str(precision), table(untrained=untrained, depth=depth)[precision])
+    override = (overrides or {}).get(precision)
+    if override is None:
+        return tolerance
+    given = {
+        name: value for name, value in msgspec.structs.asdict(override).items() if value is not msgspec.UNSET
+    }
+    return msgspec.structs.replace(tolerance, **given)
+
+
+def parse_overrides(data: bytes, name: str = "the tolerance file") -> dict[Precision, Override]:
+    """Read a tolerance file: JSON such as {"fp16": {"centred_cosine": 0.9995, "top1_agreement": null}}.
+
+    Raises RequestError for anything else, unknown precisions, repeated keys and values out of range included.
+    """
+    try:
+        found = msgspec.json.decode(data, type=dict[Precision, Override])
+        json.loads(data, object_pairs_hook=_once)
+    except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
+        raise _not_understood(name, "JSON", error) from error
+    return found
+
+
+def checked_overrides(given: GivenLimits, name: str = "tolerances") -> dict[Precision, Override]:
+    """Hold limits that a caller gives in place of a file to what `parse_overrides` holds a file to.
+
+    Raises RequestError.
+    """
+    try:
+        plain = msgspec.to_builtins(given, enc_hook=_plain)
+        found = msgspec.convert(plain, type=dict[Precision, Override])
+        for limits in found.values():
+            for value in msgspec.structs.asdict(limits).values():
+                if value not in (msgspec.UNSET, None) and not math.isfinite(value):
+                    raise ValueError("Number out of range")
+    except (msgspec.ValidationError, TypeError, ValueError) as error:
+        raise _not_understood(name, "a mapping", error) from error
+    return found
+
+
+def loosened(
+    manifest: Mapping[str, Tolerance],
+    overrides: Overrides,
+    *,
+    untrained: bool = False,
+    depth: int | None = None,
+) -> tuple[str, ...]:
+    """Return a sentence for each source of limits in force, the bundle and the user, that are looser than the table's.
+
+    `manifest` and `overrides` are what `tolerance_for` takes; a limit that is not checked is the loosest.
+    """
+    shipped = table(untrained=untrained, depth=depth)
+    found: dict[str, list[str]] = {}
+    for precision, row in shipped.items():
+        force = tolerance_for(precision, manifest, overrides, untrained=untrained, depth=depth)
+        given = overrides.get(precision, Override())
+        for name, value in msgspec.structs.asdict(force).items():
+            expected = getattr(row, name)
+            if expected is None or not _looser(name, value, expected):
+                continue
+            source = "the bundle" if getattr(given, name) is msgspec.UNSET else "--tolerance"
+            said = "not checked" if value is None else f"{value:.12g}"
+            found.setdefault(source, []).append(
+                f"{precision} {name.replace('_', ' ')} {said} in place of {expected:.12g}"
+            )
+    return tuple(
+        f"limits are looser than the shipped ones, by {source}: {', '.join(limits)}"
+        for source, limits in found.items()
+    )
+
+
+def _looser(name: str, value: float | None, expected: float) -> bool:
+    if value is None:
+        return True
+    return value > expected if name == "relative_error" else value < expected
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of which no key is repeated: of two the last would win, without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"Object repeats the key `{twice}`")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"A limit is of type {type(value).__name__}")
+
+
+def _not_understood(name: str, kind: str, error: Exception) -> RequestError:
+    detail = " ".join(str(error).split())
+    return RequestError(
+        f"{name} is not understood ({detail}); expected {kind} that maps {', '.join(TABLE)} to limits named "
+        f"{', '.join(Override.__struct_fields__)}, agreement as a fraction"
+    )
+
+
+def reproduction_limit(own: float) -> float:
+    """Return how far a backend may be from the recorded logits of an int8 artifact, over the norm of eager's.
+
+    `own` is the relative error of the recorded logits. A backend that adds up in another order rounds otherwise, and
+    what it makes is another sample of the same error: independent ones are √2 times `own` apart. Where that is next to
+    nothing, what fp16 is allowed is. In three digits, since reports show a limit whole.
+    """
+    return max(float(f"{_OTHER_ROUNDING * own:.3g}"), TABLE[Precision.FP16].relative_error or 0.0)
+
+
+def near_tie_width(tolerance: Tolerance, reference: ArrayLike) -> float:
+    """Return how close, in logits, two classes must be in the reference for permitted error to swap them.
+
+    `reference` is float [N, C], the eager logits on the golden images. Error that stays within `tolerance`
+    has a root mean square of at most s = ‖b − mean b‖ · √(1 − centred_cosine²) / √(N·C), or of
+    relative_error · ‖b‖ / √(N·C), whichever limit is tighter. The difference of two logits then wanders by
+    √2·s; the width is two of those. Zero when the tolerance limits neither.
+    """
+    b = np.asarray(reference, np.float64)
+    allowed: list[float] = []
+    if tolerance.centred_cosine is not None:
+        sine = math.sqrt(max(0.0, 1 - tolerance.centred_cosine**2))
+        allowed.append(sine * float(np.sqrt(np.mean((b - b.mean(axis=0)) ** 2))))
+    if tolerance.relative_error is not None:
+        allowed.append(tolerance.relative_error * float(np.sqrt(np.mean(b**2))))
+    return NEAR_TIE_SIGMAS * math.sqrt(2) * min(allowed) if allowed else 0.0

@@ -1,0 +1,300 @@
+"""Compare candidates with a reference over images that stream by once, and keep what a person wants to see.
+
+Works on arrays and on callables and needs no framework. Memory does not grow with the number of images: sums,
+counts and the first few images whose prediction changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from resnet_export.runtime.bundle.manifest import Struct
+from resnet_export.runtime.errors import BackendError, DatasetError
+from resnet_export.runtime.parity.measure.labels import Labelled, Outcomes, checked_labels
+from resnet_export.runtime.parity.measure.metrics import Figures, Metrics, predictions
+from resnet_export.runtime.parity.measure.statistics import Interval, wilson
+
+KEPT_FLIPS = 20
+_CHUNK = 256  # images of an array compared at a time
+
+Runner = Callable[[Any], ArrayLike]
+
+
+class ImageBatch(Protocol):
+    """A few images: `images` in whatever form the runners take, its first axis the images.
+
+    `labels` are integer class indices [N] or None; `names` are for people, one an image, or empty.
+    """
+
+    @property
+    def images(self) -> Any:
+        """The images."""
+
+    @property
+    def labels(self) -> ArrayLike | None:
+        """Their classes."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The plainest `ImageBatch`."""
+
+    images: Any
+    labels: ArrayLike | None = None
+    names: tuple[str, ...] = ()
+
+
+class Flip(Struct, frozen=True):
+    """An image whose prediction changed. Classes are indices; `candidate` is −1 for non-finite logits.
+
+    `margin` is how many logits the reference puts its winner above the candidate's choice, None where the
+    candidate has none; `near_tie` says whether that is within the near-tie width.
+    """
+
+    index: int
+    name: str
+    reference: int
+    candidate: int
+    label: int | None
+    margin: float | None
+    near_tie: bool
+
+
+class Comparison(Struct, frozen=True):
+    """A candidate against the reference on one set of images.
+
+    `top1_interval` and `top5_interval` are 95 % Wilson intervals of the agreements in `figures`. `flips`
+    are the first of `flip_count` images whose prediction changed, in the order of the data.
+    """
+
+    figures: Figures
+    near_tie: float
+    top1_interval: Interval
+    top5_interval: Interval
+    labelled: Labelled | None
+    flips: tuple[Flip, ...]
+    flip_count: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Everything that is kept of the images compared so far. Join consecutive parts with `+`."""
+
+    metrics: Metrics
+    outcomes: Outcomes | None
+    flips: tuple[Flip, ...]
+    flip_count: int
+    near_tie: float
+    keep: int
+
+    @classmethod
+    def of(
+        cls,
+        reference: ArrayLike,
+        candidate: ArrayLike,
+        labels: ArrayLike | None = None,
+        names: tuple[str, ...] = (),
+        *,
+        first: int = 0,
+        near_tie: float = 0.0,
+        keep: int = KEPT_FLIPS,
+    ) -> Tally:
+        """Compare float logits [N, C] of N images, the first of which is number `first` of the data.
+
+        Raises RequestError as `Metrics.of` does, and DatasetError for labels that do not fit.
+        """
+        b, a = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+        metrics = Metrics.of(b, a, near_tie)
+        found = predictions(b, a)
+        known = None if labels is None else checked_labels(labels, len(b), b.shape[1], first)
+        flipped = np.flatnonzero(found.flipped)
+        return cls(
+            metrics=metrics,
+            outcomes=None if known is None else Outcomes.of(b, a, found, known),
+            flips=tuple(
+                Flip(
+                    index=first + int(i),
+                    name=printable(names[i]) if names else f"image {first + int(i)}",
+                    reference=int(found.reference[i]),
+                    candidate=int(found.candidate[i]),
+                    label=None if known is None else int(known[i]),
+                    margin=float(found.margin[i]) if np.isfinite(found.margin[i]) else None,
+                    near_tie=bool(found.margin[i] <= near_tie),
+                )
+                for i in flipped[:keep]
+            ),
+            flip_count=len(flipped),
+            near_tie=near_tie,
+            keep=keep,
+        )
+
+    def __add__(self, other: Tally) -> Tally:
+        if (self.outcomes is None) != (other.outcomes is None):
+            raise DatasetError("some images have labels and others have none; label all of them or none")
+        return Tally(
+            metrics=self.metrics + other.metrics,
+            outcomes=self.outcomes + other.outcomes if self.outcomes and other.outcomes else None,
+            flips=(self.flips + other.flips)[: self.keep],
+            flip_count=self.flip_count + other.flip_count,
+            near_tie=self.near_tie,
+            keep=self.keep,
+        )
+
+    def comparison(self) -> Comparison:
+        """Return the figures of these images."""
+        figures = self.metrics.result()
+        return Comparison(
+            figures=figures,
+            near_tie=self.near_tie,
+            top1_interval=wilson(figures.top1, figures.images),
+            top5_interval=wilson(figures.top5, figures.images),
+            labelled=self.outcomes.labelled() if self.outcomes else None,
+            flips=self.flips,
+            flip_count=self.flip_count,
+        )
+
+
+def compare(
+    reference: Runner | ArrayLike,
+    candidate: Runner | ArrayLike,
+    batches: Iterable[ImageBatch] | None = None,
+    *,
+    labels: ArrayLike | None = None,
+    names: tuple[str, ...] = (),
+    near_tie: float = 0.0,
+    keep: int = KEPT_FLIPS,
+) -> Comparison:
+    """Compare one candidate with a reference; each is float logits [N, C] or a callable that gives them.
+
+    A callable takes `Batch.images` and returns logits [n, C]; it needs `batches`. Arrays are sliced along
+    with the batches, or taken alone, and then `labels` [N] and `names` may be given. `near_tie` is in
+    logits. Raises DatasetError when there are no images or the counts differ, BackendError when a callable
+    returns another shape.
+    """
+    if batches is None:
+        batches = _rows(reference, candidate, labels, names)
+    total: Tally | None = None
+    done = 0
+    for batch in batches:
+        part = Tally.of(
+            _take(reference, batch, done, "the reference"),
+            _take(candidate, batch, done, "the candidate"),
+            batch.labels,
+            batch.names,
+            first=done,
+            near_tie=near_tie,
+            keep=keep,
+        )
+        total = part if total is None else total + part
+        done += len(batch.images)
+    for source, name in ((reference, "the reference"), (candidate, "the candidate")):
+        if not callable(source) and len(np.asarray(source)) != done:
+            raise DatasetError(
+                f"{name} has logits of {len(np.asarray(source))} images, {done} were compared; "
+                "give the same images"
+            )
+    if total is None:
+        raise DatasetError("there are no images to compare on; give at least one")
+    return total.comparison()
+
+
+def compare_all(
+    reference: Runner,
+    candidates: Mapping[str, Runner],
+    batches: Iterable[ImageBatch],
+    *,
+    near_tie: Mapping[str, float] | None = None,
+    keep: int = KEPT_FLIPS,
+) -> dict[str, Comparison | BackendError]:
+    """Compare many candidates with one reference in a single pass: each image is read once.
+
+    A candidate that raises BackendError is dropped from there on, and its error stands in its place; an error
+    of the reference is raised. Raises DatasetError when there are no images.
+    """
+    widths = near_tie or {}
+    tallies: dict[str, Tally] = {}
+    failed: dict[str, BackendError] = {}
+    done = 0
+    for batch in batches:
+        expected = logits(reference, batch.images, "the reference")
+        for key, run in candidates.items():
+            if key in failed:
+                continue
+            try:
+                found = logits(run, batch.images, key, expected.shape[1])
+            except BackendError as error:
+                failed[key] = error
+                continue
+            part = Tally.of(
+                expected,
+                found,
+                batch.labels,
+                batch.names,
+                first=done,
+                near_tie=widths.get(key, 0.0),
+                keep=keep,
+            )
+            tallies[key] = tallies[key] + part if key in tallies else part
+        done += len(batch.images)
+    if not done:
+        raise DatasetError("there are no images to compare on; give at least one")
+    return {key: failed[key] if key in failed else tallies[key].comparison() for key in candidates}
+
+
+def logits(run: Runner, images: Any, name: str, classes: int | None = None) -> NDArray[np.float64]:
+    """Run `run` on `images` and return float64 logits [N, C].
+
+    Raises BackendError when the shape is another.
+    """
+    found = np.asarray(run(images), np.float64)
+    count = len(images)
+    if found.ndim != 2 or len(found) != count or (classes is not None and found.shape[1] != classes):
+        expected = f"[{count}, {'classes' if classes is None else classes}]"
+        raise BackendError(
+            f"{name} gave logits of shape {list(found.shape)} for a batch of {count}, expected {expected}; "
+            "the artifact does not fit its manifest: export the bundle again"
+        )
+    return found
+
+
+def printable(text: str) -> str:
+    """Return `text` fit for every report; file names may hold control characters and broken UTF-8."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _rows(
+    reference: Runner | ArrayLike,
+    candidate: Runner | ArrayLike,
+    labels: ArrayLike | None,
+    names: tuple[str, ...],
+) -> Iterator[Batch]:
+    """Cut arrays into batches whose images are only row numbers."""
+    if callable(reference) or callable(candidate):
+        raise DatasetError("a callable was given without batches to run it on; give the images")
+    count = len(np.asarray(reference))
+    known = None if labels is None else np.asarray(labels)
+    if known is not None and len(known) != count:
+        raise DatasetError(f"there are {len(known)} labels for {count} images; give one an image")
+    for start in range(0, count, _CHUNK):
+        rows = slice(start, min(start + _CHUNK, count))
+        yield Batch(range(count)[rows], None if known is None else known[rows], names[rows])
+
+
+def _take(source: Runner | ArrayLike, batch: ImageBatch, done: int, name: str) -> NDArray[np.float64]:
+    if callable(source):
+        return logits(source, batch.images, name)
+    rows = np.asarray(source)[done : done + len(batch.images)]
+    if len(rows) != len(batch.images):
+        raise DatasetError(
+            f"{name} has logits of too few images; give logits of every image that is compared"
+        )
+    return np.asarray(rows, np.float64)

@@ -1,0 +1,332 @@
+"""How far a candidate's logits are from the reference's: one number per question, in one streaming pass.
+
+`Metrics` is a value that knows a set of images. `Metrics.of` makes it from a batch, `+` joins two disjoint
+sets, and `result` reads the figures, so memory does not grow with the number of images and the result does
+not depend on how they were batched, up to float64 rounding. `docs/parity.md` gives every formula.
+
+The centred cosine needs the mean over all images before the first one can be centred. The pairwise update
+of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances"
+(1979), keeps centred second moments instead, which loses nothing to cancellation when the mean is far
+larger than the spread.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from resnet_export.runtime.bundle.manifest import Struct
+from resnet_export.runtime.errors import RequestError
+
+# Below this share of their squared norm, the centred logits are float64 rounding and not variation: float32
+# logits that differ anywhere among a billion leave more than 1e-24, rounding of the mean less than 1e-30.
+_NO_VARIATION = 1e-27
+
+
+SAME = 1e-5
+"""A spread below it is rounding: the logits of one image differ by up to 3e-6 between batches and backends."""
+
+
+class Figures(Struct, frozen=True):
+    """The figures of one comparison. Counts are over all images, errors over those with finite logits.
+
+    `max_abs` and `mean_abs` are absolute logit differences; `relative_error` is ‖a−b‖/‖b‖ over all logits;
+    `cosine` is over all logits, `centred_cosine` after the mean reference logits were subtracted from both;
+    `snr_db` is −20·log10(relative_error); `mean_kl` is the mean of KL(softmax b ‖ softmax a) in nats. A
+    figure is None where it is undefined: `snr_db` without any error, a cosine without any signal, all of
+    them without finite logits.
+
+    `top1` and `top5` count the images whose reference winner is the candidate's first, or among its first
+    five. Ties: of the reference's equal winners the one that the candidate ranks best counts; the
+    candidate's own ties fall to the lower class index, as argmax has it. `near_tie_flips` counts the images
+    that are not in `top1` only because the reference itself puts the two classes within the near-tie width
+    of the comparison.
+
+    `reference_spread` is ‖b−m‖/‖b‖, m being the mean of b over the images: zero when the reference gives every
+    image the same logits, None when they are all zero.
+    """
+
+    images: int
+    classes: int
+    non_finite: int
+    max_abs: float | None
+    mean_abs: float | None
+    relative_error: float | None
+    cosine: float | None
+    centred_cosine: float | None
+    snr_db: float | None
+    mean_kl: float | None
+    top1: int
+    top5: int
+    near_tie_flips: int
+    reference_classes: int
+    candidate_classes: int
+    reference_spread: float | None = None
+
+    @property
+    def top1_agreement(self) -> float:
+        """The fraction of images on which the candidate's first class is the reference's, in [0, 1]."""
+        return self.top1 / self.images
+
+    @property
+    def top5_agreement(self) -> float:
+        """The fraction of images whose reference winner is among the candidate's first five, in [0, 1]."""
+        return self.top5 / self.images
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What both sides say about each image of a batch.
+
+    `reference` and `candidate` int64 [N] are the winning classes (−1 where the candidate has non-finite
+    logits). `rank` int64 [N] is the place of the reference's winner in the candidate's order, 0 for the
+    first, and behind all classes where there is no order. `margin` float64 [N] is how much higher the
+    reference puts its own winner than the candidate's.
+    """
+
+    reference: NDArray[np.int64]
+    candidate: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    margin: NDArray[np.float64]
+
+    @property
+    def flipped(self) -> NDArray[np.bool_]:
+        """Bool [N]: the candidate's first class is none of the reference's winners."""
+        return self.rank > 0
+
+
+def predictions(reference: ArrayLike, candidate: ArrayLike) -> Predictions:
+    """Return what float logits [N, C] of both sides predict. Raises RequestError as `Metrics.of` does."""
+    b, a = _checked(reference, candidate)
+    return _predictions(b, a, _finite(a))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The sums from which `Figures` are read, for one set of images.
+
+    Values are float64; add sets with `+`.
+    """
+
+    classes: int
+    images: int
+    finite: int
+    max_abs: float
+    sum_abs: float
+    sum_dd: float  # Σ (a − b)²
+    sum_bb: float
+    sum_aa: float
+    sum_ab: float
+    mean_b: NDArray[np.float64]  # [C]
+    mean_a: NDArray[np.float64]  # [C]
+    centred_bb: float  # Σ (b − mean b)²
+    centred_aa: float
+    centred_ab: float
+    sum_kl: float
+    top1: int
+    top5: int
+    near_tie_flips: int
+    seen_b: NDArray[np.bool_]  # [C]
+    seen_a: NDArray[np.bool_]  # [C]
+
+    @classmethod
+    def of(cls, reference: ArrayLike, candidate: ArrayLike, near_tie: float = 0.0) -> Metrics:
+        """Compare float logits [N, C] of the same N ≥ 1 images.
+
+        `near_tie` is in units of logits: a prediction that changed between two classes which the reference
+        puts at most this far apart is counted as a near-tie flip. Raises RequestError when the shapes
+        differ or are not [N, C], and when the reference has non-finite logits.
+        """
+        b, a = _checked(reference, candidate)
+        finite = _finite(a)
+        found = _predictions(b, a, finite)
+        classes = b.shape[1]
+        seen_b = np.zeros(classes, bool)
+        seen_a = np.zeros(classes, bool)
+        seen_b[found.reference] = True
+        seen_a[found.candidate[finite]] = True
+
+        images = len(b)
+        b, a = b[finite], a[finite]
+        count = len(b)
+        difference = a - b
+        size = np.abs(difference)
+        mean_b = b.mean(axis=0) if count else np.zeros(classes)
+        mean_a = a.mean(axis=0) if count else np.zeros(classes)
+        centred_b, centred_a = b - mean_b, a - mean_a
+        return cls(
+            classes=classes,
+            images=images,
+            finite=count,
+            max_abs=float(size.max(initial=0.0)),
+            sum_abs=float(size.sum()),
+            sum_dd=inner(difference, difference),
+            sum_bb=inner(b, b),
+            sum_aa=inner(a, a),
+            sum_ab=inner(a, b),
+            mean_b=mean_b,
+            mean_a=mean_a,
+            centred_bb=inner(centred_b, centred_b),
+            centred_aa=inner(centred_a, centred_a),
+            centred_ab=inner(centred_a, centred_b),
+            sum_kl=float(_kl(b, a).sum()),
+            top1=int((found.rank < 1).sum()),
+            top5=int((found.rank < 5).sum()),
+            near_tie_flips=int((found.flipped & (found.margin <= near_tie)).sum()),
+            seen_b=seen_b,
+            seen_a=seen_a,
+        )
+
+    def __add__(self, other: Metrics) -> Metrics:
+        """Return the metrics of both sets together. Raises RequestError when the class counts differ."""
+        if self.classes != other.classes:
+            raise RequestError(
+                f"metrics over {self.classes} and over {other.classes} classes cannot be joined; "
+                "compare logits of one model"
+            )
+        count = self.finite + other.finite
+        share = other.finite / count if count else 0.0
+        step_b, step_a = other.mean_b - self.mean_b, other.mean_a - self.mean_a
+        weight = self.finite * share
+        return Metrics(
+            classes=self.classes,
+            images=self.images + other.images,
+            finite=count,
+            max_abs=max(self.max_abs, other.max_abs),
+            sum_abs=self.sum_abs + other.sum_abs,
+            sum_dd=self.sum_dd + other.sum_dd,
+            sum_bb=self.sum_bb + other.sum_bb,
+            sum_aa=self.sum_aa + other.sum_aa,
+            sum_ab=self.sum_ab + other.sum_ab,
+            mean_b=self.mean_b + share * step_b,
+            mean_a=self.mean_a + share * step_a,
+            centred_bb=self.centred_bb + other.centred_bb + weight * inner(step_b, step_b),
+            centred_aa=self.centred_aa + other.centred_aa + weight * inner(step_a, step_a),
+            centred_ab=self.centred_ab + other.centred_ab + weight * inner(step_a, step_b),
+            sum_kl=self.sum_kl + other.sum_kl,
+            top1=self.top1 + other.top1,
+            top5=self.top5 + other.top5,
+            near_tie_flips=self.near_tie_flips + other.near_tie_flips,
+            seen_b=self.seen_b | other.seen_b,
+            seen_a=self.seen_a | other.seen_a,
+        )
+
+    def result(self) -> Figures:
+        """Return the figures of these images."""
+        some = self.finite > 0
+        relative = math.sqrt(self.sum_dd / self.sum_bb) if self.sum_bb > 0 else None
+        varied_b = self.centred_bb > _NO_VARIATION * self.sum_bb
+        # Both sides are centred on the reference's mean, so the candidate keeps its distance from that mean.
+        gap = self.mean_a - self.mean_b
+        around_b = self.centred_aa + self.finite * inner(gap, gap)
+        return Figures(
+            images=self.images,
+            classes=self.classes,
+            non_finite=self.images - self.finite,
+            max_abs=self.max_abs if some else None,
+            mean_abs=self.sum_abs / (self.finite * self.classes) if some else None,
+            relative_error=relative,
+            cosine=_cosine(self.sum_ab, self.sum_aa, self.sum_bb),
+            centred_cosine=_cosine(self.centred_ab, around_b, self.centred_bb) if varied_b else None,
+            snr_db=-20 * math.log10(relative) if relative else None,
+            mean_kl=self.sum_kl / self.finite if some else None,
+            top1=self.top1,
+            top5=self.top5,
+            near_tie_flips=self.near_tie_flips,
+            reference_classes=int(self.seen_b.sum()),
+            candidate_classes=int(self.seen_a.sum()),
+            reference_spread=math.sqrt(self.centred_bb / self.sum_bb) if self.sum_bb > 0 else None,
+        )
+
+
+def _checked(reference: ArrayLike, candidate: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    b = np.asarray(reference, np.float64)
+    a = np.asarray(candidate, np.float64)
+    if b.ndim != 2 or b.size == 0:
+        raise RequestError(f"reference logits have shape {b.shape}; expected [images, classes], not empty")
+    if a.shape != b.shape:
+        raise RequestError(
+            f"candidate logits have shape {a.shape}, reference logits {b.shape}; "
+            "compare logits of the same images over the same classes"
+        )
+    if not np.isfinite(b).all():
+        raise RequestError(
+            "reference logits hold NaN or infinity; a reference must be finite: record it again"
+        )
+    return b, a
+
+
+def _finite(a: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(a).all(axis=1))
+
+
+def _predictions(b: NDArray[np.float64], a: NDArray[np.float64], finite: NDArray[np.bool_]) -> Predictions:
+    classes = b.shape[1]
+    row = np.arange(len(b))
+    a = np.where(finite[:, None], a, 0.0)
+    winner_b, winner_a = b.argmax(axis=1), a.argmax(axis=1)
+    top = b[row, winner_b]
+    # Among the reference's equal winners, the one that the candidate likes best; the lower index among
+    # equals.
+    best = np.where(b == top[:, None], a, -np.inf).argmax(axis=1)
+    score = a[row, best][:, None]
+    ahead = (a > score) | ((a == score) & (np.arange(classes) < best[:, None]))
+    return Predictions(
+        reference=np.asarray(winner_b, np.int64),
+        candidate=np.where(finite, winner_a, -1),
+        rank=np.where(finite, ahead.sum(axis=1), max(classes, 5)),
+        margin=np.where(finite, top - b[row, winner_a], np.inf),
+    )
+
+
+def inner(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Return Σ x·y over all elements of two arrays of one shape, summed pairwise.
+
+    Not BLAS's product: its threads contend with those of the backends, and its sum is the less exact one.
+    """
+    return float((x * y).sum())
+
+
+def _cosine(xy: float, xx: float, yy: float) -> float | None:
+    if xx <= 0 or yy <= 0:
+        return None
+    return max(-1.0, min(1.0, xy / (math.sqrt(xx) * math.sqrt(yy))))
+
+
+def relative_error(reference: ArrayLike, candidate: ArrayLike) -> float | None:
+    """Return ‖a−b‖/‖b‖ of float logits [N, C]; None where either is not finite, or `reference` is zero."""
+    return distance(candidate, reference, reference)
+
+
+def distance(one: ArrayLike, other: ArrayLike, scale: ArrayLike) -> float | None:
+    """Return ‖a−c‖/‖b‖ of float logits [N, C]; None where one is not finite, or `scale` is zero."""
+    a, c, b = (np.asarray(logits, np.float64) for logits in (one, other, scale))
+    if not (all(np.isfinite(logits).all() for logits in (a, b, c)) and b.any()):
+        return None
+    return math.sqrt(inner(a - c, a - c) / inner(b, b))
+
+
+def varies(logits: ArrayLike) -> bool:
+    """Whether finite logits [N, C] differ between the images by more than rounding does."""
+    x = np.asarray(logits, np.float64)
+    centred = x - x.mean(axis=0)
+    return inner(centred, centred) > SAME**2 * inner(x, x)
+
+
+def log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logarithm of softmax over the classes of finite logits float64 [N, C]."""
+    shifted = x - x.max(axis=1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def _kl(b: NDArray[np.float64], a: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return KL(softmax b ‖ softmax a) in nats, float64 [N], at least zero whatever rounding makes of it."""
+    if len(b) == 0:
+        return np.zeros(0)
+    log_b, log_a = log_softmax(b), log_softmax(a)
+    result: NDArray[np.float64] = np.maximum((np.exp(log_b) * (log_b - log_a)).sum(axis=1), 0.0)
+    return result

@@ -1,0 +1,382 @@
+"""What a parity check found: a frozen tree, and the JSON that is written of it.
+
+The same bundle, data and machine give the same bytes, except under the one key `times`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from resnet_export.runtime.bundle.manifest import Manifest, Precision, Struct, Tolerance, Verdict, WeightsInfo
+from resnet_export.runtime.errors import SchemaError
+from resnet_export.runtime.parity.attribution.layers import Layerwise
+from resnet_export.runtime.parity.attribution.stages import Attribution
+from resnet_export.runtime.parity.criteria.evaluate import Criterion, images_short, resolves, unresolved
+from resnet_export.runtime.parity.measure.comparison import Comparison
+
+REPORT_SCHEMA = 1
+SIGNIFICANT_DIGITS = 9
+_NAMED = 3  # failures that the verdict's sentence spells out
+
+Status = Literal["passed", "failed", "unverified"]
+
+
+class BundleIdentity(Struct, frozen=True):
+    """Which bundle was checked. `notices` are what the export had to say, such as that it is untrained."""
+
+    arch: str
+    depth: int
+    num_classes: int
+    weights: WeightsInfo
+    exporter: Literal["dynamo", "torchscript"]
+    opset: int
+    golden: str
+    notices: tuple[str, ...]
+
+
+class Asked(Struct, frozen=True):
+    """What was asked of the check. None: not asked for. `data` says in words what the further images are.
+
+    `seed` is that of the draw that `limit` makes from a path. `tolerances` is the file that limits came from, or says
+    that they came without one; `weights` is the checkpoint's. `layers` are the artifacts whose layers were asked
+    for, "all" among them, none when layers were not to be compared, and None for those of what fails.
+    """
+
+    artifacts: tuple[str, ...] | None = None
+    backends: tuple[str, ...] | None = None
+    precisions: tuple[Precision, ...] | None = None
+    data: str | None = None
+    reference: str = "onnx"
+    limit: int | None = None
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_accuracy: float | None = None
+    seed: int | None = None
+    tolerances: str | None = None
+    layers: tuple[str, ...] | None = None
+    weights: str | None = None
+
+
+class Check(Struct, frozen=True):
+    """One artifact on one backend against one reference on one set of images.
+
+    `images` is "golden" or "data"; `reference` is "eager" for the golden images, and what `Asked.reference`
+    says for data; `reference_error` is then the reference's own relative error against eager on the golden
+    images. `batches` are the sizes of the full batches that golden images were run in once more.
+    """
+
+    images: Literal["golden", "data"]
+    reference: str
+    reference_error: float | None
+    comparison: Comparison
+    criteria: tuple[Criterion, ...]
+    batches: tuple[int, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every criterion holds."""
+        return all(criterion.passed for criterion in self.criteria)
+
+
+class Entry(Struct, frozen=True):
+    """One artifact that ran on one backend.
+
+    `declared` is the artifact's precision and `ran` what the backend really computed in; the limits in
+    `tolerance` are those of `held_to`, the coarser of the two. `emulated` says in words when the numbers
+    are those of `ran` but the speed is not, and is None otherwise. `error` is what the backend said when it
+    could not open or run the artifact; then checks are missing and the entry has not passed. Nor has one with a
+    `refusal`, which is the artifact's own.
+    """
+
+    artifact: str
+    sha256: str
+    backend: str
+    provider: str
+    version: str | None
+    device: str
+    declared: Precision
+    ran: Precision
+    held_to: Precision
+    emulated: str | None
+    tolerance: Tolerance
+    notes: tuple[str, ...]
+    checks: tuple[Check, ...]
+    attribution: Attribution | None
+    error: str | None
+    refusal: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells the entry from all others of the report: "int8@openvino:CPU/int8"."""
+        return entry_key(self.artifact, self.backend, self.provider, self.ran)
+
+    @property
+    def title(self) -> str:
+        """The entry in words: "fp16 on onnxruntime", "fp32 on openvino in bf16", "fp16 on onnxruntime gpu:0"."""
+        device = "" if self.device == "cpu" else f" {self.device}"
+        arithmetic = "" if self.ran is self.declared else f" in {self.ran}"
+        return f"{self.artifact} on {self.backend}{device}{arithmetic}"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the artifact may be shipped, ran, was compared, and kept every limit."""
+        ran = self.error is None and self.refusal is None and bool(self.checks)
+        return ran and all(check.passed for check in self.checks)
+
+    def check(self, images: Literal["golden", "data"]) -> Check | None:
+        """Return the check on these images, None when there was none."""
+        return next((check for check in self.checks if check.images == images), None)
+
+
+class Skipped(Struct, frozen=True):
+    """An artifact that did not run on a backend, and why. Nothing is known about it: it has not passed.
+
+    `declared` is the artifact's precision, `precision` what the backend would have computed in.
+    """
+
+    artifact: str
+    declared: Precision
+    backend: str
+    provider: str
+    precision: Precision
+    reason: str
+
+
+class Summary(Struct, frozen=True):
+    """The verdict. `exit_code` is 0 passed, 1 outside a tolerance, 2 nothing ran that was to be verified.
+
+    `stage` names the step that a failure points to (`blame`), None where there is none.
+    """
+
+    status: Status
+    sentence: str
+    exit_code: int
+    stage: str | None = None
+
+
+class ParityReport(Struct, frozen=True):
+    """The whole of a parity check.
+
+    `unverified` are artifacts that ran on no backend; they stand apart from those that passed. `versions`
+    are of the packages that took part. `int8` is what the search for the INT8 graphs saw (`calibration.findings`, as
+    JSON), in the report of an export that made some. `layerwise` are the layers of artifacts that failed or whose
+    layers were asked for. `preprocessing` says whether this host preprocesses as the export did, and is empty where
+    the bundle has no sample of that. `times` holds everything that changes from run to run: `started` (UTC, ISO
+    8601), `seconds` in all, and per entry key the seconds that its backend spent running.
+    """
+
+    schema: Literal[1]
+    bundle: BundleIdentity
+    asked: Asked
+    entries: tuple[Entry, ...]
+    skipped: tuple[Skipped, ...]
+    unverified: tuple[str, ...]
+    notes: tuple[str, ...]
+    verdict: Summary
+    versions: dict[str, str]
+    times: dict[str, Any]
+    preprocessing: tuple[Criterion, ...] = ()
+    int8: dict[str, Any] | None = None
+    layerwise: tuple[Layerwise, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """The process exit code: 0, 1 or 2, see `Summary`."""
+        return self.verdict.exit_code
+
+    def verdicts(self, artifact: str) -> tuple[Verdict, ...]:
+        """Return what `Artifact.parity` of the manifest records of one artifact."""
+        return tuple(
+            Verdict(
+                backend=entry.backend,
+                provider=entry.provider,
+                precision=entry.ran,
+                passed=entry.passed,
+                detail=_detail(entry),
+            )
+            for entry in self.entries
+            if entry.artifact == artifact
+        )
+
+
+def entry_key(artifact: str, backend: str, provider: str, precision: Precision) -> str:
+    """Return the name of an entry that is unique in its report."""
+    return f"{artifact}@{backend}:{provider}/{precision}"
+
+
+def identity(manifest: Manifest) -> BundleIdentity:
+    """Return what a report says about the bundle of `manifest`."""
+    source = "the bundled photographs" if manifest.golden.source == "bundled" else "the calibration images"
+    return BundleIdentity(
+        arch=manifest.model.arch,
+        depth=manifest.model.depth,
+        num_classes=manifest.model.num_classes,
+        weights=manifest.model.weights,
+        exporter=manifest.provenance.exporter,
+        opset=manifest.provenance.opset,
+        golden=f"{manifest.golden.count} golden images, {source}",
+        notices=manifest.provenance.notices,
+    )
+
+
+def summarize(
+    entries: tuple[Entry, ...],
+    unverified: tuple[str, ...],
+    unmet: tuple[str, ...] = (),
+    preprocessing: tuple[Criterion, ...] = (),
+    stage: str | None = None,
+    hint: str = "",
+) -> Summary:
+    """Return the verdict over `entries` and the criteria of `preprocessing`; `stage` is what a failure points to.
+
+    `hint` is a clause that says more of the stage. Where data are too few for the limit on accuracy that was
+    asked for, the sentence of a pass says so.
+
+    Artifacts in `unverified`, which nothing here could run, are named and the rest decides; but where
+    nothing ran, nothing has passed. What was asked for by name and did not run (`unmet`) is an error of the
+    request.
+    """
+    failed = [entry for entry in entries if not entry.passed]
+    missing = (
+        f" Not verified here, since nothing could run them: {', '.join(unverified)}." if unverified else ""
+    )
+    runs = f"{len(entries)} artifact run{'' if len(entries) == 1 else 's'}"
+    drifted = [describe(criterion) for criterion in preprocessing if not criterion.passed]
+    if failed or drifted:
+        what = "; ".join(f"{entry.title} ({failure(entry)})" for entry in failed[:_NAMED])
+        if len(failed) > _NAMED:
+            what += f"; and {len(failed) - _NAMED} more"
+        sentence = f"FAILED: {len(failed)} of {runs} outside tolerance{': ' if what else ''}{what}"
+        if drifted:
+            sentence = f"FAILED: preprocessing is not the export's ({', '.join(drifted)})" + (
+                f"; {sentence.removeprefix('FAILED: ')}" if failed else ""
+            )
+        if stage is not None:
+            sentence += f". First stage to look at: {stage}{', ' if hint else ''}{hint}"
+        return Summary(status="failed", sentence=f"{sentence}.{missing}", exit_code=1, stage=stage)
+    if not entries or unmet:
+        asked = f" Asked for and not run: {', '.join(unmet)}." if unmet else ""
+        return Summary(
+            status="unverified",
+            sentence=f"NOT VERIFIED: {runs if entries else 'nothing'} checked.{asked}{missing}",
+            exit_code=2,
+        )
+    doubt = _doubt(entries)
+    return Summary(
+        status="passed",
+        sentence=f"PASSED: {runs} checked, all within tolerance{', but ' if doubt else ''}{doubt}.{missing}",
+        exit_code=0,
+    )
+
+
+def _doubt(entries: tuple[Entry, ...]) -> str:
+    """Say what the data cannot tell about the limit on accuracy: of the runs that hold it, for the least certain."""
+    found = [
+        (images_short(check.comparison.labelled, criterion.limit), check.comparison.labelled, criterion.limit)
+        for entry in entries
+        for check in entry.checks
+        for criterion in check.criteria
+        if criterion.name == "max_drop"
+        and check.comparison.labelled is not None
+        and not resolves(check.comparison.labelled, criterion.limit)
+    ]
+    if not found:
+        return ""
+    _, labelled, limit = max(found, key=lambda one: one[0])
+    return unresolved(labelled, limit)
+
+
+def failure(entry: Entry) -> str:
+    """Return why an entry failed, in one clause: its error, its refusal, or its criteria that do not hold."""
+    if entry.error is not None:
+        return entry.error
+    broken = [] if entry.refusal is None else [entry.refusal]
+    broken += [
+        f"{'' if check.images == 'golden' else 'on data, '}{describe(criterion)}"
+        for check in entry.checks
+        for criterion in check.criteria
+        if not criterion.passed
+    ]
+    return ", ".join(broken) or "no check was made"
+
+
+def describe(criterion: Criterion) -> str:
+    """Return a criterion as "centred cosine 0.9312, expected ≥ 0.9999", or in its own words."""
+    if criterion.words:
+        return criterion.words
+    label = criterion.name.replace("_", " ")
+    value = "undefined" if criterion.value is None else number(criterion.value, criterion.limit)
+    return f"{label} {value}, expected {bound(criterion)}"
+
+
+def bound(criterion: Criterion) -> str:
+    """Return the limit of a criterion as "≥ 0.9999"."""
+    return f"{criterion.relation} {criterion.limit:.12g}"
+
+
+def number(value: float, limit: float) -> str:
+    """Return `value` in the fewest digits, from four on, that leave it on its side of `limit` and off one.
+
+    A whole number has all of its digits.
+    """
+    if float(value).is_integer() and abs(value) < 1e12:
+        return f"{value:.0f}"
+    # The limit itself is shown in 12 digits, and what is shown must differ as well.
+    others = (limit, float(f"{limit:.12g}"), 1.0)
+    for digits in range(4, 13):
+        text = f"{value:.{digits}g}"
+        if all(_order(float(text), known) == _order(value, known) for known in others):
+            return text
+    return f"{value:.12g}"
+
+
+def _order(value: float, other: float) -> int:
+    return (value > other) - (value < other)
+
+
+def encode_report(report: ParityReport) -> bytes:
+    """Return `report.json`: keys sorted, floats with nine significant digits, a final newline."""
+    return (
+        msgspec.json.format(
+            msgspec.json.encode(_rounded(msgspec.to_builtins(report)), order="sorted"), indent=2
+        )
+        + b"\n"
+    )
+
+
+def decode_report(data: bytes) -> ParityReport:
+    """Read `report.json`. Raises SchemaError."""
+    try:
+        return msgspec.json.decode(data, type=ParityReport)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SchemaError(
+            f"the report is not understood ({error}); this version reads schema {REPORT_SCHEMA}: "
+            "run the check again"
+        ) from error
+
+
+def _rounded(value: Any) -> Any:
+    # What is left of rounding differs between machines in the last digits of a float64, and nobody reads
+    # them.
+    if isinstance(value, float):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def _detail(entry: Entry) -> str:
+    if not entry.passed:
+        return failure(entry)[:1000]
+    golden = entry.check("golden")
+    figures = golden.comparison.figures if golden else None
+    if figures is None or figures.centred_cosine is None or figures.relative_error is None:
+        return ""
+    return (
+        f"relative error {figures.relative_error:.2g}, centred cosine {figures.centred_cosine:.6f}, "
+        f"{figures.top1} of {figures.images} agree"
+    )

@@ -1,0 +1,177 @@
+"""The report on a terminal: a table, what stands behind it, and the verdict last, where the eye rests.
+
+The words and cells made here serve the Markdown report too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from resnet_export.runtime.parity.attribution.layers import titled
+from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport, describe
+
+HEADERS = (
+    "artifact",
+    "backend",
+    "ran in",
+    "rel. error",
+    "centred cos",
+    "top-1 agreement",
+    "accuracy",
+    "drop, points",
+    "verdict",
+)
+
+
+def render(report: ParityReport) -> str:
+    """Return the report as plain text, ending with the verdict's sentence and a newline."""
+    bundle = report.bundle
+    lines = [f"Parity of {bundle.arch} ({bundle.num_classes} classes, {weights(report)})"]
+    for title, checked in sections(report):
+        lines += ["", title, _table([row(entry, check) for entry, check in checked])]
+    for title, items in details(report):
+        lines += ["", f"{title}:", *(f"  {item}" for item in items)]
+    return "\n".join([*lines, "", report.verdict.sentence]) + "\n"
+
+
+def weights(report: ParityReport) -> str:
+    """Return where the parameters came from, in words."""
+    found = report.bundle.weights
+    return f"untrained, seed {found.seed}" if found.source == "untrained" else found.name
+
+
+def sections(report: ParityReport) -> Iterator[tuple[str, list[tuple[Entry, Check]]]]:
+    """Yield each set of images that was used, in words, and the checks on it."""
+    for images, name in (("golden", report.bundle.golden), ("data", report.asked.data)):
+        checked = [
+            (entry, check) for entry in report.entries for check in entry.checks if check.images == images
+        ]
+        if not checked:
+            continue
+        check = checked[0][1]
+        figures = check.comparison.figures
+        title = (
+            f"Against {check.reference} on {name}"
+            f"{'' if images == 'golden' else f' ({figures.images} images)'}; "
+            f"it predicts {figures.reference_classes} of {figures.classes} classes"
+        )
+        if check.reference_error is not None:
+            title += f", and differs from eager by {check.reference_error:.1e} itself"
+        yield title, checked
+
+
+def details(report: ParityReport) -> Iterator[tuple[str, list[str]]]:
+    """Yield the lists that stand below the tables, with their titles; those that are empty are left out."""
+    attributions = (entry.attribution for entry in report.entries)
+    for title, items in (
+        ("Outside tolerance", _failures(report)),
+        ("Where the error arises", (found.sentence for found in attributions if found)),
+        ("Layers", _layers(report)),
+        ("Notes", _notes(report)),
+        ("Not run", _skipped(report)),
+    ):
+        listed = list(items)
+        if listed:
+            yield title, listed
+
+
+def row(entry: Entry, check: Check) -> tuple[str, ...]:
+    """Return the cells of one check, in the order of `HEADERS`."""
+    figures, labelled = check.comparison.figures, check.comparison.labelled
+    drop = None if labelled is None else labelled.drop_interval_points
+    return (
+        entry.artifact,
+        entry.backend if entry.device == "cpu" else f"{entry.backend} {entry.device}",
+        f"{entry.ran}{', emulated' if entry.emulated else ''}",
+        "–" if figures.relative_error is None else f"{figures.relative_error:.1e}",
+        "–" if figures.centred_cosine is None else f"{figures.centred_cosine:.6f}",
+        _agreement(check),
+        "" if labelled is None else f"{100 * labelled.candidate_accuracy:.2f} %",
+        ""
+        if labelled is None or drop is None
+        else f"{labelled.drop_points:.2f} ({drop.low:.2f} to {drop.high:.2f})",
+        verdict(check),
+    )
+
+
+def verdict(check: Check) -> str:
+    """Return "pass", "FAIL", or "reference" for the reference's own row on further images."""
+    if not check.passed:
+        return "FAIL"
+    compared = any(criterion.name == "finite" for criterion in check.criteria)
+    return "pass" if compared else "reference"
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield "who, who: what" for pairs (who, what), each `what` once, in the order of its first mention."""
+    by_text: dict[str, list[str]] = {}
+    for who, what in pairs:
+        by_text.setdefault(what, []).append(who)
+    for what, named in by_text.items():
+        yield f"{', '.join(dict.fromkeys(named))}: {what}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    from tabulate import tabulate
+
+    kept = [i for i in range(len(HEADERS)) if any(cells[i] for cells in rows)]
+    return tabulate(
+        [[cells[i] for i in kept] for cells in rows],
+        headers=[HEADERS[i] for i in kept],
+        tablefmt="simple",
+        disable_numparse=True,
+    )
+
+
+def _agreement(check: Check) -> str:
+    figures, interval = check.comparison.figures, check.comparison.top1_interval
+    text = (
+        f"{figures.top1}/{figures.images} = {100 * figures.top1_agreement:.1f} % "
+        f"({100 * interval.low:.1f}–{100 * interval.high:.1f})"
+    )
+    if figures.near_tie_flips:
+        text += f", {figures.near_tie_flips} near tie{'s' if figures.near_tie_flips > 1 else ''}"
+    return text
+
+
+def _layers(report: ParityReport) -> Iterator[str]:
+    """Yield where each artifact departs first, and the layers that are the furthest beyond what is explained."""
+    for found in report.layerwise:
+        yield found.sentence
+        for place, layer in enumerate(found.worst, 1):
+            figure = "" if layer.own_error is None else f"error {layer.own_error:.1e} by itself"
+            yield f"{found.artifact}, worst {place}: {titled(layer)}: {layer.reason or figure}"
+        yield from (f"{found.artifact}: {note}" for note in found.notes)
+
+
+def _failures(report: ParityReport) -> Iterator[str]:
+    for criterion in report.preprocessing:
+        if not criterion.passed:
+            yield f"preprocessing: {describe(criterion)} ({criterion.detail})"
+    for entry in report.entries:
+        if entry.error is not None:
+            yield f"{entry.title} {entry.error}"
+        if entry.refusal is not None:
+            yield f"{entry.title}: {entry.refusal}"
+        for check in entry.checks:
+            where = "golden images" if check.images == "golden" else report.asked.data
+            for criterion in check.criteria:
+                if not criterion.passed:
+                    detail = f" ({criterion.detail})" if criterion.detail else ""
+                    yield f"{entry.title}, {where}: {describe(criterion)}{detail}"
+
+
+def _notes(report: ParityReport) -> Iterator[str]:
+    yield from report.notes
+    yield from grouped((entry.title, entry.emulated) for entry in report.entries if entry.emulated)
+    yield from grouped((entry.title, note) for entry in report.entries for note in entry.notes)
+
+
+def _skipped(report: ParityReport) -> Iterator[str]:
+    yield from grouped(
+        (
+            item.artifact if item.precision is item.declared else f"{item.artifact} in {item.precision}",
+            f"{item.backend} ({item.provider}) {item.reason}",
+        )
+        for item in report.skipped
+    )

@@ -1,0 +1,136 @@
+"""Which artifact runs on which engine: a pure function of the manifest, the host and what the user asked for.
+
+With nothing asked for, a session runs the fastest candidate whose results are vouched for:
+
+* an artifact with a failed parity verdict for that engine is never picked, and neither is a reduced-precision
+  one without a passing verdict; the fp32 graph, which the others are measured against, needs none on record;
+* bf16 arithmetic on an fp32 graph runs on request only;
+* what is faster was measured (`PREFERENCES`); a host's own ranking is `resnet-export bench`'s business.
+
+`precision=` lifts the need for a verdict but not the ban on a failed one; `artifact=` lifts both, since then
+the user has named the very file. Every candidate ends in the trace, with the reason that decided about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from resnet_export.runtime.backends import ROUTES, Route
+from resnet_export.runtime.bundle.manifest import Manifest, Precision
+from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.select.choice import Choice, Considered, Outcome, Resolution, Wish
+from resnet_export.runtime.select.eligibility import FACT_CHECKS, WISH_CHECKS, Circumstances, choose
+from resnet_export.runtime.select.host import HostFacts
+from resnet_export.runtime.select.ranking import PREFERENCES, Candidate, rank
+
+__all__ = ["Choice", "Considered", "Resolution", "Wish", "explain", "parse_wish", "resolve"]
+
+
+def resolve(
+    manifest: Manifest,
+    host: HostFacts,
+    wish: Wish,
+    failures: Mapping[Choice, str] | None = None,
+    routes: tuple[Route, ...] = ROUTES,
+) -> Resolution:
+    """Choose what runs, and say of every candidate why it does or does not.
+
+    `failures` maps choices of earlier resolutions that could not be opened to the error's text; they are
+    passed over. Never raises: an impossible wish leaves `choice` None and its reasons in the trace.
+    """
+    at = Circumstances(manifest, host, wish, failures or {})
+    ranked = sorted(_candidates(manifest, routes), key=rank)
+    verdicts = [_judge(candidate, at) for candidate in ranked]
+    first = next((index for index, (outcome, _) in enumerate(verdicts) if outcome == "usable"), None)
+    trace = tuple(
+        Considered(
+            artifact=candidate.artifact.name,
+            backend=candidate.route.backend,
+            provider=candidate.route.provider,
+            precision=candidate.precision,
+            outcome="chosen" if index == first else outcome,
+            reason=reason,
+        )
+        for index, (candidate, (outcome, reason)) in enumerate(zip(ranked, verdicts, strict=True))
+    )
+    return Resolution(choice=None if first is None else choose(ranked[first], at), trace=trace)
+
+
+def explain(resolution: Resolution, wish: Wish) -> str:
+    """Return one sentence that says why nothing was chosen."""
+    asked = f" with {wish}" if str(wish) else ""
+    wanted = [item for item in resolution.trace if item.outcome != "not asked for"]
+    if wanted:
+        reasons = (f"{item.artifact} on {item.backend} ({item.provider}): {item.reason}" for item in wanted)
+        return f"nothing on this host runs the bundle{asked}: {'; '.join(dict.fromkeys(reasons))}"
+    holders: dict[str, list[str]] = {}
+    for item in resolution.trace:
+        holders.setdefault(f"{item.artifact} in {item.precision}", []).append(item.backend)
+    held = "; ".join(f"{what} on {' or '.join(dict.fromkeys(on))}" for what, on in holders.items())
+    engines = "; `resnet-export build` adds engines" if wish.backend == "tensorrt" else ""
+    return f"the bundle has nothing to run{asked}, it has {held or 'nothing'}{engines}"
+
+
+def parse_wish(
+    manifest: Manifest,
+    *,
+    backend: str | None = None,
+    precision: str | None = None,
+    artifact: str | None = None,
+    device: int | str | None = None,
+    routes: tuple[Route, ...] = ROUTES,
+) -> Wish:
+    """Return the wish, checked. Raises RequestError, or BundleError when there is no such artifact."""
+    backends = list(dict.fromkeys(route.backend for route in routes))
+    if backend is not None and backend not in backends:
+        raise RequestError(f"there is no backend {backend!r}; give one of {', '.join(backends)}")
+    if precision is not None and precision not in list(Precision):
+        raise RequestError(f"there is no precision {precision!r}; give one of {', '.join(Precision)}")
+    if artifact is not None:
+        manifest.artifact(artifact)
+    return Wish(
+        backend=backend,
+        precision=None if precision is None else Precision(precision),
+        artifact=artifact,
+        device=_parse_device(device),
+    )
+
+
+def _parse_device(device: int | str | None) -> int | Literal["cpu", "gpu"] | None:
+    match device:
+        case None:
+            return None
+        case "cpu":
+            return "cpu"
+        case "gpu":
+            return "gpu"
+        case int() if device >= 0 and not isinstance(device, bool):
+            return device
+    raise RequestError(f"there is no device {device!r}; give 'cpu', 'gpu' or the index of a GPU")
+
+
+def _candidates(manifest: Manifest, routes: tuple[Route, ...]) -> Iterable[Candidate]:
+    for artifact in manifest.artifacts:
+        for route in routes:
+            if route.kind != artifact.kind:
+                continue
+            # An engine belongs to one flavour; on the other one it is not even a candidate.
+            if artifact.kind == "engine" and artifact.engine and route.provider != artifact.engine.flavour:
+                continue
+            yield Candidate(artifact, route, artifact.precision)
+            if artifact.precision == Precision.FP32:
+                yield from (Candidate(artifact, route, coarser) for coarser in route.also)
+
+
+def _judge(candidate: Candidate, at: Circumstances) -> tuple[Outcome, str]:
+    for check in WISH_CHECKS:
+        if reason := check(candidate, at):
+            return "not asked for", reason
+    for check in FACT_CHECKS:
+        if reason := check(candidate, at):
+            return "rejected", reason
+    row = rank(candidate)
+    if row == len(PREFERENCES):
+        return "usable", "its speed is not known, so it comes last"
+    return "usable", PREFERENCES[row].why

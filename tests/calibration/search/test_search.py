@@ -1,0 +1,327 @@
+"""The search for the INT8 plan: what it tries, what it keeps in floating point, and when it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tests.calibration.improve.test_equalization import apart
+
+from resnet_export.calibration.data.inputs import Feed
+from resnet_export.calibration.observe.calibrate import calibrate
+from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.calibration.observe.ranges import METHODS, Method
+from resnet_export.calibration.observe.table import decode_table, encode_table
+from resnet_export.calibration.quantize.placement import TARGETS
+from resnet_export.calibration.search.acceptance import blamed
+from resnet_export.calibration.search.evaluate import Judge, Limits
+from resnet_export.calibration.search.mixed_precision import (
+    Attempt,
+    Damage,
+    bisect,
+    multiply_adds,
+    rank_layers,
+)
+from resnet_export.calibration.search.search import SearchSpec, plan_from_table, plan_int8
+from resnet_export.calibration.search.summary import sentences
+from resnet_export.runtime.bundle.manifest import Precision
+from resnet_export.runtime.errors import DatasetError, ExportError, RequestError
+from resnet_export.runtime.parity.criteria.tolerances import tolerance_for
+from tests.residual_net import images, residual_net, with_weight
+
+LAYERS = {"stem", "a.conv1", "a.conv2", "b.conv1", "b.conv2", "b.down", "fc"}
+
+
+def feed(count: int = 32, labels: NDArray[np.int64] | None = None, seed: int = 1) -> Feed:
+    """Images in batches of eight."""
+    x = images(count, seed)
+    parts = range(0, count, 8)
+    return Feed(
+        lambda: ((x[at : at + 8], None if labels is None else labels[at : at + 8]) for at in parts), count
+    )
+
+
+def logits(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return CpuSession(model.SerializeToString()).run(x)[0]
+
+
+def hidden(model: onnx.ModelProto, layer: str, times: float) -> onnx.ModelProto:
+    """The same function, its filters' greatest weight `times` as large: two equal inputs that cancel.
+
+    The first two channels that the layer reads are made equal, and what is added to the weight of one is taken
+    from the other's.
+    """
+    name = f"{layer}.weight"
+    writer = {"a.conv1": "stem", "a.conv2": "a.conv1", "b.conv2": "b.conv1"}[layer]
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    for part in ("weight", "bias"):
+        arrays[f"{writer}.{part}"][1] = arrays[f"{writer}.{part}"][0]
+        model = with_weight(model, f"{writer}.{part}", arrays[f"{writer}.{part}"])
+    huge = times * np.abs(arrays[name]).max() * np.linspace(0.9, 1.1, len(arrays[name]))[:, None, None]
+    arrays[name][:, 0] += huge
+    arrays[name][:, 1] -= huge
+    return with_weight(model, name, arrays[name].astype(np.float32))
+
+
+def test_every_method_and_every_improvement_is_tried_on_images_that_were_held_back() -> None:
+    found = plan_int8(residual_net(), feed(64)).findings
+    assert (found.images, found.held_back) == (64, 16)
+    assert [one.method for one in found.methods] == list(METHODS)
+    assert [one.name for one in found.steps] == ["equalization", "bias correction", "rounding"]
+    assert {one.layer for one in found.layers} == LAYERS
+    best = max(found.methods, key=lambda one: sum(judged.decibels for judged in one.judged.values()))
+    assert found.method == best.method
+    assert found.shippable
+
+
+def test_the_table_counts_only_the_images_that_were_not_held_back() -> None:
+    assert plan_int8(residual_net(), feed(64)).table.images == 48
+
+
+def test_the_plan_improves_on_plain_rounding_on_images_that_nobody_saw() -> None:
+    model, x = residual_net(), images(256, seed=77)
+    plain = SearchSpec(method="minmax", equalize=False, correct_bias=False, round_weights=False)
+    expected = logits(model, x).astype(np.float64)
+
+    def noise(spec: SearchSpec) -> float:
+        found = plan_int8(model, feed(64), spec)
+        return sum(float(np.square(logits(found.graph(target), x) - expected).sum()) for target in TARGETS)
+
+    assert noise(SearchSpec()) < 0.8 * noise(plain)
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        (SearchSpec(equalize=False), ["bias correction", "rounding"]),
+        (SearchSpec(correct_bias=False), ["equalization", "rounding"]),
+        (SearchSpec(round_weights=False), ["equalization", "bias correction"]),
+        (SearchSpec(equalize=False, correct_bias=False, round_weights=False), []),
+    ],
+)
+def test_each_improvement_can_be_left_out(spec: SearchSpec, steps: list[str]) -> None:
+    found = plan_int8(residual_net(), feed(), spec)
+    assert [one.name for one in found.findings.steps] == steps
+    assert bool(found.plan.equalization) == ("equalization" in steps)
+    assert bool(found.plan.weights) <= ("rounding" in steps)
+
+
+def test_two_searches_on_the_same_images_come_to_the_same_plan() -> None:
+    one, other = (plan_int8(apart(residual_net(), 2.0), feed()) for _ in range(2))
+    assert one.findings == other.findings
+    assert encode_table(one.table) == encode_table(other.table)
+    for target in TARGETS:
+        assert one.graph(target).SerializeToString() == other.graph(target).SerializeToString()
+
+
+def test_a_network_scaled_apart_comes_out_as_its_healthy_twin() -> None:
+    model, x = residual_net(), images(256, seed=77)
+    hostile, expected = apart(model, 3.0), logits(residual_net(), x).astype(np.float64)
+    for target in TARGETS:
+        twin, found = (logits(plan_int8(one, feed(64)).graph(target), x) for one in (model, hostile))
+        twin_db, found_db = (
+            10 * math.log10(np.square(expected).sum() / np.square(one - expected).sum())
+            for one in (twin, found)
+        )
+        assert found_db > twin_db - 0.5
+
+
+def test_a_table_brings_its_equalization_along() -> None:
+    model = apart(residual_net(), 2.0)
+    first = plan_int8(model, feed())
+    again = plan_int8(model, feed(), table=decode_table(encode_table(first.table)))
+    assert again.graph("cpu").SerializeToString() == first.graph("cpu").SerializeToString()
+    alone = plan_from_table(model, first.table)
+    assert len(alone.plan.equalization) == len(first.plan.equalization) > 0
+    assert not alone.findings.methods
+    x = images(8)
+    assert (logits(alone.graph("cpu"), x).argmax(axis=1) == logits(model, x).argmax(axis=1)).mean() >= 0.75
+
+
+def test_a_table_without_equalization_is_used_as_it_is_and_that_is_said() -> None:
+    model = residual_net()
+    table = calibrate(model, [images(16)])
+    found = plan_int8(model, feed(), table=table)
+    assert not found.plan.equalization
+    assert any("not equalized" in notice for notice in found.findings.notices)
+
+
+def test_a_layer_that_int8_cannot_hold_is_found_and_kept_in_floating_point() -> None:
+    model = hidden(residual_net(), "a.conv2", 3000)
+    found = plan_int8(model, feed(64), SearchSpec(equalize=False))
+    assert found.findings.shippable
+    for target in TARGETS:
+        assert "a.conv2" in found.plan.kept_for(target)
+    for ranking in found.findings.rankings:
+        assert ranking.layers[0].layer == "a.conv2"
+    for budget in found.findings.budgets:
+        assert budget.holds
+        assert len(budget.path) <= 1 + math.ceil(math.log2(len(LAYERS)))
+    assert set(found.times["latency_ratio"]) == {"cpu"}
+    assert any("stay in floating point: a.conv2" in line for line in sentences(found.findings))
+
+
+@pytest.mark.parametrize("keep", ["none", ("stem",)])
+def test_with_the_kept_layers_given_a_collapse_is_refused_and_the_culprit_named(
+    keep: str | tuple[str, ...],
+) -> None:
+    model = hidden(residual_net(), "a.conv2", 3000)
+    found = plan_int8(model, feed(), SearchSpec(equalize=False, keep_fp16=keep))  # type: ignore[arg-type]
+    assert not found.findings.shippable
+    for verdict in found.findings.verdicts:
+        assert verdict.culprits[0] == "a.conv2"
+        assert "a.conv2" in verdict.sentence
+
+
+def test_where_nothing_holds_the_plan_keeps_nothing_and_the_verdict_says_who_is_to_blame() -> None:
+    model = residual_net()
+    for layer in ("a.conv1", "a.conv2", "b.conv2"):  # 60 % of the multiply-adds
+        model = hidden(model, layer, 3000)
+    found = plan_int8(model, feed(), SearchSpec(equalize=False))
+    assert not found.findings.shippable
+    assert [budget.kept for budget in found.findings.budgets] == [(), ()]
+    for verdict in found.findings.verdicts:
+        assert set(verdict.culprits) <= {"a.conv1", "a.conv2", "b.conv2"}
+
+
+@pytest.mark.parametrize("asked", ["entropy", "auto"])
+def test_a_method_that_collapses_on_all_images_gives_way_to_one_that_holds(asked: Method) -> None:
+    """Rare bright images make up the logits' power; entropy clips them, and none of them was held back."""
+    x = images(256)
+    x[32::64] *= 300
+    bright = Feed(lambda: ((x[at : at + 8], None) for at in range(0, 256, 8)), 256)
+    spec = SearchSpec(method=asked, keep_fp16="none", equalize=False)
+    found = plan_int8(residual_net(), bright, spec).findings
+    assert found.shippable
+    assert [one.method for one in found.methods][-4:] == list(METHODS)
+    assert found.method != "entropy"
+    assert any(notice.startswith("with entropy ranges INT8 is outside") for notice in found.notices)
+
+
+def test_a_method_that_was_asked_for_and_holds_is_used_without_trying_others() -> None:
+    found = plan_int8(residual_net(), feed(), SearchSpec(method="minmax")).findings
+    assert (found.method, found.methods, found.shippable) == ("minmax", (), True)
+
+
+def test_a_budget_is_held_to_on_all_images_and_the_path_to_it_is_told() -> None:
+    rng = np.random.default_rng(0)
+    model = residual_net()
+    labels = logits(model, images(160)).argmax(axis=1)
+    labels = np.where(rng.random(160) < 0.1, rng.integers(0, 5, 160), labels)
+    found = plan_int8(model, feed(160, labels), SearchSpec(limits=Limits(max_drop=0.0)))
+    for verdict in found.findings.verdicts:
+        assert verdict.judged.images == 160
+        assert verdict.judged.accuracy_drop is not None
+        assert verdict.shippable == (verdict.judged.accuracy_drop <= 0)
+        assert "accuracy drop ≤ 0" in verdict.limit
+    assert any("160 images cannot tell less than" in notice for notice in found.findings.notices)
+
+
+@pytest.mark.parametrize("limits", [Limits(), *(Limits(untrained=True, depth=d) for d in (18, 50, 152))])
+def test_the_search_leaves_a_fifth_of_the_error_that_parity_allows(limits: Limits) -> None:
+    kept, allowed = limits.tolerance, limits.parity
+    assert allowed == tolerance_for(Precision.INT8, untrained=limits.untrained, depth=limits.depth)
+    assert None not in (
+        kept.relative_error,
+        kept.centred_cosine,
+        allowed.relative_error,
+        allowed.centred_cosine,
+    )
+    assert kept.relative_error == pytest.approx(0.8 * allowed.relative_error)
+    assert 1 - kept.centred_cosine == pytest.approx(0.8**2 * (1 - allowed.centred_cosine))
+    assert kept.top1_agreement == allowed.top1_agreement
+
+
+def test_few_images_are_used_for_both_and_that_is_said() -> None:
+    found = plan_int8(residual_net(), feed(4)).findings
+    assert (found.images, found.held_back) == (4, 0)
+    assert any("too few to hold any back" in notice for notice in found.notices)
+    assert not any("held-back" in sentence for sentence in sentences(found))
+
+
+def test_a_layer_to_keep_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(RequestError, match=r"layer9.*a\.conv1"):
+        plan_int8(residual_net(), feed(), SearchSpec(keep_fp16=("layer9",)))
+
+
+def test_no_image_is_an_error() -> None:
+    with pytest.raises(DatasetError, match="no image"):
+        plan_int8(residual_net(), Feed(list, 0))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_an_error(value: float) -> None:
+    weight = np.full((5, 16), 0.1, np.float32)
+    weight[2, 3] = value
+    with pytest.raises((ExportError, RequestError)):
+        plan_int8(with_weight(residual_net(), "fc.weight", weight), feed())
+
+
+def test_an_activation_that_overflows_on_a_real_image_is_an_error_that_names_it() -> None:
+    weight = np.full((8, 3, 3, 3), 3e38, np.float32)
+    with pytest.raises((ExportError, RequestError), match=r"infinite|NaN"):
+        plan_int8(with_weight(residual_net(), "stem.weight", weight), feed())
+
+
+def test_ranking_quantizes_one_layer_at_a_time_and_sorts_by_the_damage() -> None:
+    model = hidden(residual_net(), "b.conv2", 300)
+    table = calibrate(model, [images(16)], methods=("minmax",))
+    plan = plan_from_table(model, table, SearchSpec(keep_fp16="none")).plan
+    found = rank_layers(model, plan.choose_ranges(table), plan, "cpu", Judge(model, feed(16)))
+    assert {one.layer for one in found} == LAYERS
+    assert found[0].layer == "b.conv2"
+    assert [one.severity for one in found] == sorted((one.severity for one in found), reverse=True)
+
+
+def test_multiply_adds_are_shares_of_the_whole() -> None:
+    found = multiply_adds(residual_net())
+    assert sum(found.values()) == pytest.approx(1)
+    # a.conv1: 8 × 8 × 3 × 3 at 8 × 8 positions; b.down: 16 × 8 at 4 × 4.
+    assert found["a.conv1"] / found["b.down"] == pytest.approx(8 * 8 * 9 * 64 / (16 * 8 * 16))
+
+
+def attempts(enough: int) -> Callable[[int], Attempt]:
+    return lambda kept: Attempt(kept=kept, outside=() if kept >= enough else ("too much",))
+
+
+@given(st.integers(1, 500), st.integers(1, 600))
+def test_bisection_finds_the_least_number_that_is_enough_in_logarithmic_time(most: int, enough: int) -> None:
+    path = list(bisect(most, attempts(enough)))
+    assert len(path) <= 1 + math.ceil(math.log2(most))
+    holding = [one.kept for one in path if one.holds]
+    assert min(holding, default=None) == (enough if enough <= most else None)
+    if enough > most:
+        assert len(path) == 1
+
+
+def test_blame_goes_to_those_who_make_up_most_of_the_damage() -> None:
+    def damage(layer: str, noise: float | None) -> Damage:
+        return Damage(layer=layer, noise=noise, agreement=90, accuracy_drop=None, multiply_adds=0.1)
+
+    assert blamed((damage("a", 0.7), damage("b", 0.2), damage("c", 0.05), damage("d", 0.05))) == ("a", "b")
+    assert blamed((damage("x", None), damage("a", 0.7))) == ("x",)
+    assert blamed(()) == ()
+
+
+def test_a_judge_compares_with_the_float_network() -> None:
+    model = residual_net()
+    labels = logits(model, images(16)).argmax(axis=1)
+    judged = Judge(model, feed(16, labels))(model)
+    assert (judged.agreement, judged.snr_db, judged.accuracy_drop, judged.outside) == (100.0, None, 0.0, ())
+    assert judged.decibels == math.inf
+
+
+def test_a_feed_splits_evenly_and_loses_no_image() -> None:
+    whole = feed(30)
+    rest, held = whole.split(7)
+    assert (len(rest), len(held)) == (23, 7)
+    both = np.concatenate([*rest.images(), *held.images()])
+    everything = np.concatenate(list(whole.images()))
+    assert sorted(map(float, both[:, 0, 0, 0])) == sorted(map(float, everything[:, 0, 0, 0]))
+    assert len(np.concatenate(list(whole.sample(5).images()))) == 5

@@ -1,0 +1,169 @@
+"""Engines in bundles: real builds by TensorRT for RTX, added to an existing bundle in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from resnet_export.exporter.engine import build as engine_build
+from resnet_export.exporter.engine.build import add_engines, compile_engines, engine_sources
+from resnet_export.exporter.engine.options import BuildOptions
+from resnet_export.exporter.engine.targets import EnginePlan, PlannedBuild
+from resnet_export.runtime.bundle.layer_report import decode_report, read_reports
+from resnet_export.runtime.bundle.manifest import (
+    MANIFEST_NAME,
+    Artifact,
+    BatchRange,
+    Precision,
+    read_artifact,
+    read_file,
+    read_manifest,
+)
+from resnet_export.runtime.errors import ExportError, RequestError
+from resnet_export.runtime.select.host import HostFacts, Package
+from tests import engine_bundle, tiny_bundle
+from tests.tiny_bundle import FP16, FP32, INT8, INT8_CPU
+
+T = TypeVar("T")
+
+HOST = HostFacts(
+    system="linux",
+    machine="x86_64",
+    cpus=2,
+    packages=(Package(module="tensorrt_rtx", distribution="tensorrt-rtx-cu13", version="1.7.1.116"),),
+    gpu_note="there is no NVIDIA driver",
+)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    return engine_bundle.write(tmp_path / "tiny")
+
+
+def engines(folder: Path) -> dict[str, Artifact]:
+    return {item.name: item for item in read_manifest(folder).artifacts if item.kind == "engine"}
+
+
+def test_engines_come_from_the_reduced_precisions_that_tensorrt_can_read() -> None:
+    def sources(*variants: tiny_bundle.Variant) -> list[str]:
+        made = [tiny_bundle.artifact(variant, b"x") for variant in variants]
+        return [item.name for item in engine_sources(tiny_bundle.manifest(made))]
+
+    assert sources(FP32, FP16, INT8, INT8_CPU) == ["fp16", "int8"]
+    assert sources(FP32, FP16) == ["fp16"]
+    assert sources(FP32, INT8_CPU) == ["fp32"]
+
+
+def test_engines_and_their_layer_reports_are_added_to_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    made, notes = add_engines(bundle, engine="tensorrt-rtx", gpu=("sm86", "sm89"), host=HOST, log_folder=logs)
+    assert notes == ()
+    found = engines(bundle)
+    assert made.manifest == read_manifest(bundle)
+    assert {item.precision for item in found.values()} == {Precision.FP16, Precision.INT8}
+    for item in found.values():
+        assert item.engine is not None
+        assert item.engine.compute_capabilities == ("8.6", "8.9")
+        assert item.engine.source == str(item.precision)
+        assert item.engine.source_sha256 == made.manifest.artifact(item.engine.source).sha256
+        assert item.engine.profiles == (made.manifest.batch,)
+        assert read_artifact(bundle, item)[:4] == b"vtrt"
+        assert item.engine.layers is not None
+        (listed,) = [file for file in made.manifest.files if file.file == item.engine.layers]
+        report = decode_report(read_file(bundle, listed.file, listed.sha256))
+        assert report.convolutions() == {item.precision: 2}
+    assert [item.name for item, _ in read_reports(bundle, made.manifest)] == list(found)
+    assert all(report.asked == item.precision for item, report in read_reports(bundle, made.manifest))
+    assert sorted(file.name for file in logs.iterdir()) == [
+        "tensorrt_rtx-sm86-sm89-fp16.log",
+        "tensorrt_rtx-sm86-sm89-int8.log",
+    ]
+
+
+def test_engines_for_other_gpus_stand_beside_the_first_and_equal_ones_replace_them(bundle: Path) -> None:
+    add_engines(bundle, engine="tensorrt-rtx", gpu=("sm86",), host=HOST)
+    add_engines(bundle, engine="tensorrt-rtx", gpu=("sm89",), host=HOST)
+    assert len(engines(bundle)) == 4
+    made, _ = add_engines(bundle, engine="auto", gpu=("sm89",), host=HOST)
+    assert len(engines(bundle)) == 4
+    assert len(made.manifest.files) == 4
+
+
+def test_auto_says_what_it_did_not_build(bundle: Path) -> None:
+    _, notes = add_engines(bundle, engine="auto", gpu=(), host=HOST)
+    assert len(engines(bundle)) == 2
+    (note,) = notes
+    assert "no TensorRT engine was built" in note
+
+
+def test_nothing_is_built_where_nothing_is_asked_for(bundle: Path) -> None:
+    before = (bundle / MANIFEST_NAME).read_bytes()
+    made, notes = add_engines(bundle, engine="none", gpu=(), host=HOST)
+    assert (made.manifest, notes) == (read_manifest(bundle), ())
+    assert (bundle / MANIFEST_NAME).read_bytes() == before
+
+
+def test_ctrl_c_leaves_the_bundle_as_it_was(bundle: Path, ctrl_c: Callable[[], None]) -> None:
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    begun = 0
+
+    def interrupting(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        nonlocal begun
+        begun += 1
+        if begun == 2:  # the first engine is done
+            ctrl_c()
+        yield from items
+
+    with pytest.raises(KeyboardInterrupt):
+        add_engines(bundle, engine="tensorrt-rtx", gpu=("sm86",), host=HOST, progress=interrupting)
+    assert begun == 2
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_a_refused_option_or_gpu_leaves_the_bundle_as_it_was(bundle: Path) -> None:
+    before = (bundle / MANIFEST_NAME).read_bytes()
+    with pytest.raises(RequestError, match="does not serve sm87"):
+        add_engines(bundle, engine="tensorrt-rtx", gpu=("sm87",), host=HOST)
+    with pytest.raises(RequestError, match="does not honour sparse"):
+        add_engines(bundle, engine="tensorrt-rtx", gpu=(), host=HOST, options=BuildOptions(sparse=True))
+    assert (bundle / MANIFEST_NAME).read_bytes() == before
+
+
+def test_a_graph_that_one_builder_refuses_is_an_error_only_when_its_engine_was_asked_for() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    good, bad = tiny_bundle.graph(FP16), b"half a graph"
+    sources = [(tiny_bundle.artifact(FP16, good), good), (tiny_bundle.artifact(INT8, bad), bad)]
+    builds = (PlannedBuild("tensorrt_rtx", ("8.6",)),)
+    built, notes = compile_engines(sources, BatchRange(), EnginePlan(builds, ("before",), required=False))
+    assert [item.artifact.precision for item in built] == [Precision.FP16]
+    assert notes[0] == "before"
+    assert notes[1].startswith("no TensorRT for RTX engine was built from 'int8': ")
+    assert "not an ONNX model" in notes[1]
+    with pytest.raises(ExportError, match="not an ONNX model"):
+        compile_engines(sources, BatchRange(), EnginePlan(builds))
+
+
+def test_the_timing_cache_stands_beside_the_bundle_and_is_for_classic_tensorrt(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Path | None] = {}
+
+    def build(model: bytes, **arguments: object) -> None:
+        options = arguments["options"]
+        assert isinstance(options, BuildOptions)
+        asked[str(arguments["flavour"])] = options.timing_cache
+        raise ExportError("enough")
+
+    monkeypatch.setattr(engine_build, "build_engine", build)
+    plan = EnginePlan(
+        (PlannedBuild("tensorrt_rtx", ("8.6",)), PlannedBuild("tensorrt", ("8.6",))), required=False
+    )
+    monkeypatch.setattr(engine_build, "plan_engines", lambda *_: plan)
+    add_engines(bundle, engine="auto", gpu=(), host=HOST)
+    assert asked == {"tensorrt_rtx": None, "tensorrt": bundle.parent / "tiny.timing-cache"}

@@ -1,0 +1,73 @@
+"""What an export says of labelled calibration images: whether the network knows them by these labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from resnet_export.calibration.data.dataset import Dataset, open_dataset
+from resnet_export.exporter.golden.label_check import label_notice
+from resnet_export.exporter.graph.export import simplify, to_onnx
+from resnet_export.exporter.graph.stage_check import eager_probe
+from resnet_export.exporter.models.resnet import build
+from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.runtime.preprocess import normalize
+from tests import trained
+from tests.digits import CLASSES, PREPROCESSING, SIZE
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+IMAGES = 200
+
+
+@pytest.fixture(scope="module")
+def network(checkpoints: Path) -> onnx.ModelProto:
+    """The graph of a network that reads digits."""
+    module = build(trained.RESNET18, CLASSES)
+    module.load_state_dict(torch.load(trained.checkpoint(checkpoints), weights_only=True))
+    probe = eager_probe(module.eval(), normalize(trained.splits()[1].images[:4], PREPROCESSING))
+    return simplify(
+        to_onnx(module, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=8), probe=probe)
+    ).model
+
+
+def dataset(folder: Path, labels: NDArray[np.int64] | None) -> Dataset:
+    """Return held-out digits under these labels."""
+    arrays = {"images": trained.splits()[1].images[:IMAGES]} | ({} if labels is None else {"labels": labels})
+    np.savez(folder / "digits.npz", **arrays)
+    return open_dataset(folder / "digits.npz", preprocessing=PREPROCESSING, num_classes=CLASSES)
+
+
+def test_the_share_that_the_network_gets_right_is_said(network: onnx.ModelProto, tmp_path: Path) -> None:
+    labels = trained.splits()[1].labels[:IMAGES]
+    said = label_notice(network, dataset(tmp_path, labels), PREPROCESSING, NAMES)
+    assert said is not None
+    share = float(said.partition("right on ")[2].partition(" %")[0])
+    assert 95 <= share <= 100
+    assert f"of the {IMAGES} labelled calibration images" in said
+    assert "--labels" not in said
+
+
+def test_labels_of_other_classes_are_found_out(network: onnx.ModelProto, tmp_path: Path) -> None:
+    labels = (trained.splits()[1].labels[:IMAGES] + 1) % CLASSES
+    said = label_notice(network, dataset(tmp_path, labels), PREPROCESSING, NAMES)
+    assert said is not None
+    assert "hardly more than by chance" in said
+    assert "compare --labels" in said
+
+
+def test_two_classes_whose_labels_are_exchanged_are_named(network: onnx.ModelProto, tmp_path: Path) -> None:
+    table = np.arange(CLASSES)
+    table[[3, 8]] = table[[8, 3]]
+    labels = table[trained.splits()[1].labels[:IMAGES]]
+    said = label_notice(network, dataset(tmp_path, labels), PREPROCESSING, NAMES)
+    assert said is not None
+    assert "(three → eight → three)" in said
+
+
+def test_images_without_labels_say_nothing(network: onnx.ModelProto, tmp_path: Path) -> None:
+    assert label_notice(network, dataset(tmp_path, None), PREPROCESSING, NAMES) is None

@@ -1,0 +1,233 @@
+"""fp16 where it fits, fp32 where it does not, and a graph that is strongly typed either way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from resnet_export.exporter.graph.export import ExportedGraph, check_against
+from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
+from resnet_export.exporter.graph.preprocessing import bake_preprocessing
+from resnet_export.exporter.graph.stage_check import Probe, relative_error
+from resnet_export.exporter.graph.value_ranges import scan_ranges
+from resnet_export.runtime.bundle.manifest import Precision
+from resnet_export.runtime.errors import ExportError
+from tests.exported import BATCH, PREPROCESSING, exported_resnet18
+from tests.typed_graphs import FLOAT, assert_strongly_typed, graph_of, kept, run, types_of
+
+
+@pytest.fixture(scope="module")
+def narrow() -> TypedGraph:
+    one = exported_resnet18()
+    return to_fp16(one.graph, scan_ranges(one.graph, [one.probe.images]))
+
+
+class TestResNet18:
+    def test_is_fp16_between_its_fp32_input_and_output(self, narrow: TypedGraph) -> None:
+        assert narrow.kept == ()
+        assert_strongly_typed(narrow.graph)
+        types = types_of(narrow.graph)
+        assert [name for name, kind in types.items() if kind == FLOAT] == ["input", "logits"]
+        casts = [node.name for node in narrow.graph.model.graph.node if node.op_type == "Cast"]
+        assert casts == ["input.to_fp16", "fc.to_fp32"]
+
+    def test_computes_what_the_eager_network_computes_at_every_batch_size(self, narrow: TypedGraph) -> None:
+        checked = check_against(narrow.graph, exported_resnet18().probe, step="fp16", batch=BATCH, limit=5e-3)
+        assert 1e-5 < checked.checks[-1].worst < 5e-3  # not so close that it could still be fp32
+
+    def test_stores_its_weights_as_the_nearest_fp16_numbers(self, narrow: TypedGraph) -> None:
+        before = {tensor.name: tensor for tensor in exported_resnet18().graph.model.graph.initializer}
+        for tensor in narrow.graph.model.graph.initializer:
+            wide = numpy_helper.to_array(before[tensor.name])
+            expected = wide.astype(np.float16) if wide.dtype == np.float32 else wide
+            np.testing.assert_array_equal(numpy_helper.to_array(tensor), expected)
+
+    def test_keeps_its_module_map_and_leaves_its_source_alone(self, narrow: TypedGraph) -> None:
+        one = exported_resnet18()
+        assert {name: narrow.graph.modules[name] for name in one.graph.modules} == dict(one.graph.modules)
+        assert narrow.graph.modules["input.to_fp16"] == ""
+        assert narrow.graph.modules["fc.to_fp32"] == "fc"
+        assert set(types_of(one.graph).values()) == {FLOAT, TensorProto.INT64}
+
+    def test_centres_raw_pixels_before_it_rounds_them(self) -> None:
+        one = exported_resnet18()
+        baked = bake_preprocessing(one.graph, PREPROCESSING)
+        typed = to_fp16(baked, scan_ranges(baked, [one.crops]))
+        assert typed.kept == ()
+        assert_strongly_typed(typed.graph)
+        operators = [node.op_type for node in typed.graph.model.graph.node]
+        assert operators[:5] == ["Cast", "Transpose", "Sub", "Cast", "Conv"]
+        found = check_against(
+            typed.graph, Probe(one.crops, one.probe.logits), step="fp16", batch=BATCH, limit=5e-3
+        )
+        assert found.checks[-1].worst > 1e-5
+
+
+class TestALayerThatLeavesTheRange:
+    """ResNet-18 with one convolution that reaches millions, which the next convolution takes back."""
+
+    def overflowing(self) -> ExportedGraph:
+        graph = exported_resnet18().graph
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
+        gains = {"layer2.1.conv1.weight": 1e6, "layer2.1.conv1.bias": 1e6, "layer2.1.conv2.weight": 1e-6}
+        for tensor in model.graph.initializer:
+            if tensor.name in gains:
+                values = numpy_helper.to_array(tensor) * np.float32(gains[tensor.name])
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        return replace(graph, model=model, checks=())
+
+    def test_stays_in_fp32_with_its_neighbours_alone_and_the_result_is_right(self) -> None:
+        one, graph = exported_resnet18(), self.overflowing()
+        typed = to_fp16(graph, scan_ranges(graph, [one.probe.images]))
+        assert kept(typed) == ["layer2.1.conv1", "layer2.1.relu", "layer2.1.conv2"]
+        assert_strongly_typed(typed.graph)
+        assert (
+            check_against(typed.graph, one.probe, step="fp16", batch=BATCH, limit=5e-3).checks[-1].worst > 0
+        )
+
+    def test_is_listed_with_its_module_and_its_figures(self) -> None:
+        one, graph = exported_resnet18(), self.overflowing()
+        ranges = scan_ranges(graph, [one.probe.images])
+        first = to_fp16(graph, ranges).kept[0]
+        assert (first.module, first.precision) == ("layer2.1.conv1", Precision.FP32)
+        low, high = ranges["layer2.1.conv1.output"]
+        assert first.reason.startswith(f"its output goes from {low:.4g} to {high:.4g}; fp16 ends at 65504")
+
+
+def test_a_layer_is_kept_because_true_fp16_arithmetic_would_overflow() -> None:
+    """ONNX Runtime computes fp16 convolutions in fp32 on a CPU and never overflows; the reference evaluator does."""
+    weight = np.random.default_rng(1).normal(size=(4, 4, 1, 1)) * 2e4
+    nodes = [
+        ("Conv", ["input", "weight"], "conv.output"),
+        ("Relu", ["conv.output"], "relu.output"),
+        ("Mul", ["relu.output", "back"], "mul.output"),
+        ("Relu", ["mul.output"], "logits"),
+    ]
+    graph = graph_of(nodes, {"weight": weight.astype(np.float32), "back": np.float32([1e-4])})
+    images = TestReasons.images * 10
+    ranges = scan_ranges(graph, [images])
+    typed = to_fp16(graph, ranges)
+    assert kept(typed) == ["conv", "relu", "mul"]
+
+    def reference(one: ExportedGraph) -> NDArray[Any]:
+        with np.errstate(over="ignore"):
+            return ReferenceEvaluator(one.model).run(None, {"input": images})[0]
+
+    assert relative_error(reference(typed.graph), reference(graph)) < 2e-3
+    unaware = to_fp16(graph, dict.fromkeys(ranges, (-1.0, 1.0)))
+    assert unaware.kept == ()
+    assert np.isinf(reference(unaware.graph)).any()
+
+
+class TestReasons:
+    """Each on the smallest graph that has it."""
+
+    images = np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)
+
+    def typed(self, graph: ExportedGraph, images: NDArray[np.float32] | None = None) -> TypedGraph:
+        batch = self.images if images is None else images
+        typed = to_fp16(graph, scan_ranges(graph, [batch]))
+        assert_strongly_typed(typed.graph)
+        assert relative_error(run(typed.graph, batch), run(graph, batch)) < 2e-3
+        return typed
+
+    def test_a_sum_before_an_average_counts_where_the_average_would_fit(self) -> None:
+        graph = graph_of(
+            [("Relu", ["input"], "relu.output"), ("GlobalAveragePool", ["relu.output"], "logits")], {}
+        )
+        assert kept(self.typed(graph, self.images * 100)) == []
+        typed = self.typed(graph, self.images * 1000)  # averages of about 400, sums of about 25,000
+        assert kept(typed) == ["logits"]
+        assert typed.kept[0].reason.startswith("the sum of the 64 values that it averages goes from")
+
+    @pytest.mark.parametrize(
+        ("gain", "reason"),
+        [(1e6, "its constant 'weight' reaches"), (1e-6, "its constant 'weight' changes by")],
+    )
+    def test_weights_that_fp16_cannot_hold_stay(self, gain: float, reason: str) -> None:
+        weight = np.random.default_rng(1).normal(size=(4, 4, 1, 1)) * gain
+        graph = graph_of([("Conv", ["input", "weight"], "logits")], {"weight": weight.astype(np.float32)})
+        typed = to_fp16(graph, dict.fromkeys(("input", "logits"), (-1.0, 1.0)))
+        assert kept(typed) == ["logits"]
+        assert typed.kept[0].reason.startswith(reason)
+        assert types_of(typed.graph)["weight"] == FLOAT
+
+    def test_a_tensor_that_is_subnormal_throughout_stays(self) -> None:
+        graph = graph_of(
+            [("Mul", ["input", "small"], "mul.output"), ("Mul", ["mul.output", "large"], "logits")],
+            {"small": np.float32([1e-3]), "large": np.float32([1e4])},
+        )
+        typed = self.typed(graph, self.images / 100)
+        assert kept(typed) == ["mul", "logits"]
+        assert "smallest normal number" in typed.kept[0].reason
+
+    def test_a_dead_tensor_is_no_reason(self) -> None:
+        graph = graph_of([("Mul", ["input", "zero"], "logits")], {"zero": np.float32([0])})
+        assert kept(self.typed(graph)) == []
+
+    def test_an_output_that_leaves_the_range_is_written_in_fp32_without_a_cast(self) -> None:
+        graph = graph_of([("Mul", ["input", "gain"], "logits")], {"gain": np.float32([3e4])})
+        typed = self.typed(graph)
+        assert kept(typed) == ["logits"]
+        assert [node.op_type for node in typed.graph.model.graph.node] == ["Mul"]
+
+
+class TestRefusals:
+    def test_a_missing_range_names_the_tensor(self) -> None:
+        one = exported_resnet18()
+        ranges = scan_ranges(one.graph, [one.probe.images[:1]])
+        del ranges["layer3.0.conv2.output"]
+        with pytest.raises(ExportError, match=r"'layer3\.0\.conv2\.output' has no scanned range"):
+            to_fp16(one.graph, ranges)
+
+    def test_an_operator_without_a_rule_is_named(self) -> None:
+        graph = graph_of([("Erf", ["input"], "logits")], {})
+        with pytest.raises(ExportError, match="node 'logits' is a Erf"):
+            to_fp16(graph, {"input": (-1, 1), "logits": (-1, 1)})
+
+
+RESIDUAL = [
+    ("Conv", ["input", "w1"], "conv1.output"),
+    ("Relu", ["conv1.output"], "relu1.output"),
+    ("Conv", ["relu1.output", "w2"], "conv2.output"),
+    ("Add", ["conv2.output", "relu1.output"], "add.output"),
+    ("Relu", ["add.output"], "relu2.output"),
+    ("MaxPool", ["relu2.output"], "pool.output"),
+    ("ReduceMean", ["pool.output", "axes"], "mean.output"),
+    ("Reshape", ["mean.output", "shape"], "reshape.output"),
+    ("Gemm", ["reshape.output", "w3", "bias"], "logits"),
+]
+RANDOM = np.random.default_rng(0)
+CONSTANTS = {
+    "w1": RANDOM.normal(0, 0.4, (6, 4, 1, 1)).astype(np.float32),
+    "w2": RANDOM.normal(0, 0.4, (6, 6, 1, 1)).astype(np.float32),
+    "w3": RANDOM.normal(0, 0.4, (6, 5)).astype(np.float32),
+    "bias": RANDOM.normal(0, 0.4, 5).astype(np.float32),
+    "axes": np.array([2, 3]),
+    "shape": np.array([-1, 6]),
+}
+SCANNED = ("input", "conv1.output", "conv2.output", "add.output", "mean.output", "logits")
+
+
+@settings(max_examples=60, deadline=None)
+@given(too_large=st.sets(st.sampled_from(SCANNED)), seed=st.integers(0, 2**16))
+def test_any_set_of_tensors_can_stay_in_fp32(too_large: set[str], seed: int) -> None:
+    graph = graph_of(RESIDUAL, CONSTANTS, MaxPool={"kernel_shape": [2, 2]})
+    typed = to_fp16(graph, {name: (-1e6, 1e6) if name in too_large else (-1.0, 1.0) for name in SCANNED})
+    assert_strongly_typed(typed.graph)
+    types = types_of(typed.graph)
+    assert all(types[name] == FLOAT for name in too_large)
+    if not too_large:
+        assert typed.kept == ()
+    batch = np.random.default_rng(seed).normal(size=(3, 4, 8, 8)).astype(np.float32)
+    assert relative_error(run(typed.graph, batch), run(graph, batch)) < 5e-3
