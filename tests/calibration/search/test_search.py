@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.calibration.improve.test_equalization import apart
 
 from resnet_export.calibration.data.inputs import Feed
 from resnet_export.calibration.observe.calibrate import calibrate
@@ -33,6 +32,7 @@ from resnet_export.calibration.search.summary import sentences
 from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.errors import DatasetError, ExportError, RequestError
 from resnet_export.runtime.parity.criteria.tolerances import tolerance_for
+from tests.calibration.improve.test_equalization import apart
 from tests.residual_net import images, residual_net, with_weight
 
 LAYERS = {"stem", "a.conv1", "a.conv2", "b.conv1", "b.conv2", "b.down", "fc"}
