@@ -57,12 +57,12 @@ def ours(bundle: Path, name: str) -> float:
     started = time.perf_counter()
     engine = build_engine(
         model,
-        flavour="tensorrt_rtx",
+        variant="tensorrt_rtx",
         targets=("8.6", "8.9"),
         profiles=(manifest.batch,),
         precision=source.precision,
         source=source.name,
-        kept=source.kept,
+        excluded=source.excluded,
     )
     seconds = time.perf_counter() - started
     if not engine.report.layers:

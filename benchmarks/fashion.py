@@ -1,6 +1,6 @@
 """Fashion-MNIST: a task at which a small trained network errs about once in ten, unlike scikit-learn's digits.
 
-60,000 grey pictures of clothes for training and 10,000 others for judging (Xiao, Rasul, Vollgraf 2017, MIT licence).
+60,000 gray pictures of clothes for training and 10,000 others for judging (Xiao, Rasul, Vollgraf 2017, MIT licence).
 The four IDX files are in Debian's package dataset-fashion-mnist and in the authors' repository. As with the digits of
 the test suite, the picture to be told is red and a paler other one lies over it in blue.
 """

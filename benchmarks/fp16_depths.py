@@ -58,11 +58,11 @@ def measure(depth: int) -> dict[str, Figures]:
 def main(depths: list[int]) -> None:
     """Print a row per depth and stage."""
     heading(f"Against eager fp32, {CROPS} natural crops of {SIZE} pixels, untrained networks")
-    print(f"  {'':<24} {'rel. error':>10} {'centred cosine':>15} {'agreement':>10} {'classes':>8}")
+    print(f"  {'':<24} {'rel. error':>10} {'centered cosine':>15} {'agreement':>10} {'classes':>8}")
     for depth in depths:
         for name, found in measure(depth).items():
             print(
-                f"  {f'ResNet-{depth} {name}':<24} {found.relative_error:10.1e} {found.centred_cosine:15.7f} "
+                f"  {f'ResNet-{depth} {name}':<24} {found.relative_error:10.1e} {found.centered_cosine:15.7f} "
                 f"{100 * found.top1_agreement:8.2f} % {found.reference_classes:8}",
                 flush=True,
             )

@@ -4,7 +4,7 @@
 
 Trains each depth on Fashion-MNIST (kept in build/checkpoints; minutes for ResNet-18, a quarter of an hour for
 ResNet-50, on two cores), exports it with `--fp16 --int8`, everything else at its default, and lets the gate judge
-every artifact on every backend of this host by the labelled test images. The limits shown are those that the bundle
+every artifact on every backend of this host by the labeled test images. The limits shown are those that the bundle
 carries.
 """
 
@@ -66,20 +66,20 @@ def _check(bundle: Path, test: Digits) -> ParityReport:
 
 
 def show(title: str, report: ParityReport) -> None:
-    """Print what the gate saw on the labelled images."""
+    """Print what the gate saw on the labeled images."""
     print(f"{title}: {report.verdict.sentence}")
     for entry in report.entries:
         check = entry.check("data")
-        if check is None or check.comparison.labelled is None:  # the reference itself, or what did not run
+        if check is None or check.comparison.labeled is None:  # the reference itself, or what did not run
             continue
-        figures, labelled, limit = check.comparison.figures, check.comparison.labelled, entry.tolerance
-        drop = labelled.drop_interval_points
+        figures, labeled, limit = check.comparison.figures, check.comparison.labeled, entry.tolerance
+        drop = labeled.drop_interval_points
         print(
-            f"  {entry.title:<24} {100 * labelled.candidate_accuracy:6.2f} % right (fp32 "
-            f"{100 * labelled.reference_accuracy:.2f}), drop {labelled.drop_points:+.2f} "
-            f"[{drop.low:+.2f}, {drop.high:+.2f}] points, p {labelled.p_value:.2f}, agreement "
+            f"  {entry.title:<24} {100 * labeled.candidate_accuracy:6.2f} % right (fp32 "
+            f"{100 * labeled.reference_accuracy:.2f}), drop {labeled.drop_points:+.2f} "
+            f"[{drop.low:+.2f}, {drop.high:+.2f}] points, p {labeled.p_value:.2f}, agreement "
             f"{100 * figures.top1_agreement:.2f} %, relative error {figures.relative_error:.4f} (limit "
-            f"{limit.relative_error}), 1 - centred cosine {1 - (figures.centred_cosine or 0.0):.1e}",
+            f"{limit.relative_error}), 1 - centered cosine {1 - (figures.centered_cosine or 0.0):.1e}",
             flush=True,
         )
 

@@ -25,7 +25,7 @@ from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
 from resnet_export.runtime.preprocess import to_input
 
 CALIBRATION, CROPS, BATCH, SIZE = 256, 512, 8, 224
-GRAPHS = ("int8", "int8.cpu")
+GRAPHS = ("int8.tensorrt", "int8.cpu")
 
 
 def export_int8(depth: int, folder: Path) -> Path:
@@ -66,7 +66,7 @@ def main(depths: list[int]) -> None:
             print(f"ResNet-{depth}: export on {CALIBRATION} images {seconds:.0f} s, of which {steps}")
             for name, found in measure(bundle).items():
                 print(
-                    f"  {name:<10} SNR {found.snr_db:5.1f} dB   centred cosine {found.centred_cosine:.5f} (bar 0.99)   "
+                    f"  {name:<10} SNR {found.snr_db:5.1f} dB  centered cosine {found.centered_cosine:.5f} (bar 0.99)  "
                     f"agreement {100 * found.top1_agreement:.1f} %, {found.reference_classes} classes",
                     flush=True,
                 )

@@ -49,12 +49,12 @@ class Variant:
 
     name: str
     layout: Layout
-    kept: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
 
     def graph(self, model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.ModelProto:
         layers = Topology(model).layers
         places = {FIRST: layers[0].name, CLASSIFIER: layers[-1].name}
-        return emit(model, ranges, QuantPlan(), {places[place]: "" for place in self.kept}, self.layout)
+        return emit(model, ranges, QuantPlan(), {places[place]: "" for place in self.excluded}, self.layout)
 
 
 CPU_VARIANTS = (

@@ -35,7 +35,7 @@ from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.observe.ranges import METHODS
 from resnet_export.calibration.quantize.placement import Target
-from resnet_export.calibration.quantize.plan import QuantPlan, default_kept
+from resnet_export.calibration.quantize.plan import QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import origins, quantize
 from resnet_export.calibration.search.search import plan_int8
 from resnet_export.calibration.search.summary import sentences
@@ -97,7 +97,7 @@ def ours(trained: Trained) -> Iterator[Entry]:
     table = calibrate(trained.model, [trained.calibration], methods=METHODS)
     spans = scan_ranges(trained.graph, iter([trained.calibration]))
     for method in METHODS:
-        plan = QuantPlan(method=method, kept=default_kept(trained.model))
+        plan = QuantPlan(method=method, excluded=default_exclusions(trained.model))
         ranges = plan.choose_ranges(table)
         for target, kind in TARGETS:
             model = quantize(trained.model, ranges, plan, target)

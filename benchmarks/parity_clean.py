@@ -77,7 +77,7 @@ def _runs(report: ParityReport) -> Iterator[Row]:
                 "images": check.images,
                 "passed": check.passed,
                 "relative_error": figures.relative_error,
-                "distance": None if figures.centred_cosine is None else 1 - figures.centred_cosine,
+                "distance": None if figures.centered_cosine is None else 1 - figures.centered_cosine,
                 "top1": figures.top1,
                 "near_ties": figures.near_tie_flips,
                 "count": figures.images,
@@ -101,7 +101,7 @@ def show(rows: list[Row]) -> None:
             )
         for precision, (error, distance, flips) in worst.items():
             print(
-                f"  ResNet-{depth:<4}{precision:<5} worst relative error {error:.1e}, 1 - centred cosine "
+                f"  ResNet-{depth:<4}{precision:<5} worst relative error {error:.1e}, 1 - centered cosine "
                 f"{distance:.1e}, flips that are no near ties {100 * flips:.1f} %"
             )
     for depth in depths:

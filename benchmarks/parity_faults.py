@@ -4,7 +4,7 @@
 
 Trains ResNet-18 and a small network with bottlenecks on digits (with --fashion on clothes, where they err more often;
 kept in FOLDER), exports and quantizes, and puts one fault at a time into the graph, an artifact, its file, the reader's
-preprocessing, the labels or the recorded evidence (tests/faults/table.py). Each runs through `run_parity` with labelled
+preprocessing, the labels or the recorded evidence (tests/faults/table.py). Each runs through `run_parity` with labeled
 held-out images. "Changed" is the share of the predictions that the fault changes, for labels the accuracy that it
 costs, measured apart from the gate.
 `docs/tolerances.md` holds the result. Takes about ten minutes on two cores.
@@ -54,10 +54,10 @@ def main() -> None:
     named = [row for row in costly if row[2]]
     print(
         f"{len(rows)} faults; {len(costly)} change 1 % or more, of which {len(caught)} fail and {len(named)} are "
-        f"put down to the right stage ({100 * len(named) / max(1, len(costly)):.0f} %)"
+        f"attributed to the right stage ({100 * len(named) / max(1, len(costly)):.0f} %)"
     )
     every = [row for row in rows if row[1] == "failed"]
-    print(f"of all {len(every)} that fail, {sum(row[2] for row in every)} are put down to the right stage")
+    print(f"of all {len(every)} that fail, {sum(row[2] for row in every)} are attributed to the right stage")
 
 
 def measure(lab: Lab, index: int, fault: Fault) -> tuple[float, str, bool]:

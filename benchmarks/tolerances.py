@@ -17,10 +17,10 @@ from pathlib import Path
 from benchmarks.harness import heading
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.models.photographs import natural_crops
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.parity import Batch, run_parity
 from resnet_export.runtime.parity.criteria.tolerances import TABLE
 from resnet_export.runtime.parity.measure.metrics import Figures
+from resnet_export.runtime.precision import Precision
 
 SIZE = 224
 BATCH = 8
@@ -58,18 +58,18 @@ def main() -> None:
     for precision, rows in found.items():
         limits = TABLE[precision]
         error = max(figures.relative_error or 0.0 for figures in rows)
-        distance = max(1 - (figures.centred_cosine or 0.0) for figures in rows)
+        distance = max(1 - (figures.centered_cosine or 0.0) for figures in rows)
         agreement = min(figures.top1_agreement for figures in rows)
         print(f"  {precision:<5} relative error {error:.1e}, limit {limits.relative_error}")
         print(
-            f"  {precision:<5} 1 - centred cosine {distance:.1e}, limit {1 - (limits.centred_cosine or 0.0):.1e}"
+            f"  {precision:<5} 1 - centered cosine {distance:.1e}, limit {1 - (limits.centered_cosine or 0.0):.1e}"
         )
         print(f"  {precision:<5} agreement {agreement:.3f}, limit {limits.top1_agreement}")
 
 
 def _row(figures: Figures) -> str:
     return (
-        f"{figures.relative_error or 0.0:.2e}  1-cos {1 - (figures.centred_cosine or 0.0):.2e}  "
+        f"{figures.relative_error or 0.0:.2e}  1-cos {1 - (figures.centered_cosine or 0.0):.2e}  "
         f"{figures.top1}/{figures.images}, {figures.near_tie_flips} near ties"
     )
 

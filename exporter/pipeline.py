@@ -36,10 +36,11 @@ from resnet_export.exporter.models.classifier import Network, build_network
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.golden import EAGER, Golden, Sample, encode_golden
-from resnet_export.runtime.bundle.manifest import Artifact, GoldenInfo, Manifest, Precision, Preprocessing
+from resnet_export.runtime.bundle.manifest import Artifact, GoldenInfo, Manifest, Preprocessing
 from resnet_export.runtime.parity.check import run_parity
 from resnet_export.runtime.parity.report import markdown
 from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import normalize, to_input
 from resnet_export.runtime.progress import Progress, silent
 from resnet_export.runtime.select.host import probe
@@ -99,10 +100,8 @@ def export(
         if spec.fp16:
             drafts.append(narrow(fp32, scan_ranges(fp32.graph, inputs(), progress), shipped, spec))
         if spec.int8:
-            untrained, depth = network.info.weights.source == "untrained", network.info.depth
-            int8 = find_plan(
-                fp32, spec, images, preprocessing, untrained=untrained, depth=depth, progress=progress
-            )
+            untrained = network.info.weights.source == "untrained"
+            int8 = find_plan(fp32, spec, images, preprocessing, untrained=untrained, progress=progress)
             stage.write(TABLE, encode_table(int8.table))
             drafts += to_int8(fp32, int8, inputs(), shipped, spec, progress)
         return ship(stage, subject, spec, eager, drafts, int8, progress)
@@ -150,7 +149,7 @@ def narrow(fp32: Draft, spans: Mapping[str, Span], shipped: Probe, spec: ExportS
     typed = to_fp16(fp32.graph, spans)
     # Measured here and judged with everything else: whether fp16 is close enough is the parity check's to say.
     found = compare(typed.graph.model, shipped, step="fp16", batch=spec.batch, limit=math.inf)
-    return Draft("fp16", "model.fp16.onnx", Precision.FP16, "any", typed.graph, found.logits, typed.kept)
+    return Draft("fp16", "model.fp16.onnx", Precision.FP16, "any", typed.graph, found.logits, typed.excluded)
 
 
 def ship(

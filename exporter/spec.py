@@ -49,8 +49,8 @@ class ExportSpec:
     The fp32 ONNX artifact is always made; `fp16` and `int8` each add artifacts. `calib` is a folder, an .npz
     file or a list file of images, of which `calib_count` are drawn; `calib_table` is a calibration that was made
     before. `calib_method` says how INT8 ranges are clipped, "auto" takes what comes closest on images that were
-    held back. `max_drop` is what INT8 may lose on the calibration images, in percentage points of top-1 accuracy,
-    or of agreement where there are no labels. `keep_fp16` names the layers that INT8 leaves alone, "auto" the few
+    held out. `max_drop` is what INT8 may lose on the calibration images, in percentage points of top-1 accuracy,
+    or of agreement where there are no labels. `exclude` names the layers that INT8 leaves alone, "auto" the few
     that measurably pay and those that `max_drop` takes. `equalize`, `correct_bias` and `round_weights` turn the
     improvements of INT8 off one by one. `gpu` names compute capabilities ("sm86").
     """
@@ -64,7 +64,7 @@ class ExportSpec:
     calib_count: int = 256
     calib_table: Path | None = None
     max_drop: float | None = None
-    keep_fp16: Literal["auto", "none"] | tuple[str, ...] = "auto"
+    exclude: Literal["auto", "none"] | tuple[str, ...] = "auto"
     equalize: bool = True
     correct_bias: bool = True
     round_weights: bool = True

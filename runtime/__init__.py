@@ -21,10 +21,8 @@ if TYPE_CHECKING:
         BatchRange,
         EngineInfo,
         Manifest,
-        Precision,
         Preprocessing,
         TensorSpec,
-        Tolerance,
         Verdict,
         read_manifest,
         verify_bundle,
@@ -45,8 +43,9 @@ if TYPE_CHECKING:
         SchemaError,
         SessionClosedError,
     )
+    from resnet_export.runtime.precision import Precision, Tolerance
     from resnet_export.runtime.prediction import Prediction
-    from resnet_export.runtime.select.choice import Choice, Considered, Resolution, Wish
+    from resnet_export.runtime.select.choice import Choice, Considered, Resolution, SessionSpec
     from resnet_export.runtime.select.host import Gpu, HostFacts, Package, probe
     from resnet_export.runtime.session import Session, open_session
 
@@ -79,10 +78,10 @@ __all__ = [
     "SchemaError",
     "Session",
     "SessionClosedError",
+    "SessionSpec",
     "TensorSpec",
     "Tolerance",
     "Verdict",
-    "Wish",
     "open_session",
     "probe",
     "read_manifest",
@@ -90,7 +89,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "select.choice": ("Choice", "Considered", "Resolution", "Wish"),
+    "select.choice": ("Choice", "Considered", "Resolution", "SessionSpec"),
     "errors": (
         "BackendError",
         "BundleError",
@@ -113,14 +112,13 @@ _HOMES = {
         "BatchRange",
         "EngineInfo",
         "Manifest",
-        "Precision",
         "Preprocessing",
         "TensorSpec",
-        "Tolerance",
         "Verdict",
         "read_manifest",
         "verify_bundle",
     ),
+    "precision": ("Precision", "Tolerance"),
     "prediction": ("Prediction",),
     "session": ("Session", "open_session"),
 }

@@ -15,10 +15,11 @@ from contextlib import ExitStack
 import numpy as np
 
 from resnet_export.runtime.bundle.golden import read_golden
-from resnet_export.runtime.bundle.manifest import Precision, Struct, read_manifest
+from resnet_export.runtime.bundle.manifest import Struct, read_manifest
 from resnet_export.runtime.errors import NoBackendError
 from resnet_export.runtime.parity.plan import plan
 from resnet_export.runtime.parity.report.schema import Asked, Skipped
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.progress import Progress, silent
 from resnet_export.runtime.select.host import probe
@@ -39,7 +40,7 @@ class Timing(Struct, frozen=True):
     provider: str
     device: str
     precision: Precision
-    emulated: bool
+    simulated: bool
     batch: int
     milliseconds: float
     low: float
@@ -138,7 +139,7 @@ def _summarize(sessions: Sequence[Session], seconds: Sequence[Sequence[float]], 
                 provider=choice.provider,
                 device=choice.device,
                 precision=choice.precision,
-                emulated=choice.emulated,
+                simulated=choice.simulated,
                 batch=size,
                 milliseconds=median,
                 low=float(low),

@@ -110,7 +110,7 @@ class NoBackendError(BackendError):
     """Nothing on this host runs the bundle as asked.
 
     Attributes:
-        trace: every (artifact, backend) pair that was considered, with the reason why it was passed over.
+        trace: every (artifact, backend) pair that was considered, with the reason why it was rejected.
     """
 
     def __init__(self, message: str, trace: tuple[Considered, ...] = ()) -> None:

@@ -10,7 +10,7 @@ Everything after decoding equals torchvision's evaluation transform on PIL image
 
 And it keeps the convention elsewhere, because networks are trained with it:
 
-- Alpha is dropped, not blended: the colour stored under a transparent pixel is what the network sees.
+- Alpha is dropped, not blended: the color stored under a transparent pixel is what the network sees.
 - ICC profiles are ignored; CMYK is converted by Pillow's formula, after Pillow has undone Adobe's inversion.
 - Of an animation or a multi-page file, the first frame is taken.
 - JPEG's reduced-size decoding (`draft`) is never used, since it changes the bytes.
@@ -64,7 +64,7 @@ def decode(source: ImageSource, *, name: str | None = None) -> Image:
     """Return the picture in `source` as an upright RGB image.
 
     Args:
-        source: a path; the bytes of an image file; a PIL image of any mode; or a uint8 array [H, W] (grey),
+        source: a path; the bytes of an image file; a PIL image of any mode; or a uint8 array [H, W] (gray),
             [H, W, 3] (RGB) or [H, W, 4] (RGBA).
         name: what error messages call the image; by default its path.
 
@@ -208,7 +208,7 @@ def _convert(image: Image, name: str) -> Image:
         return image
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
         return _wide_to_grey(image, name).convert("RGB")
-    if image.mode == "La":  # Pillow converts premultiplied grey to RGB only by way of LA.
+    if image.mode == "La":  # Pillow converts premultiplied gray to RGB only by way of LA.
         return image.convert("LA").convert("RGB")
     if "transparency" in image.info:  # It goes anyway, and Pillow warns about keeping a palette's.
         image = image.copy()

@@ -17,12 +17,7 @@ from numpy.typing import NDArray
 
 from resnet_export.runtime.backends import Backend, OpenRequest, find_route, open_backend
 from resnet_export.runtime.batching import MicroBatcher
-from resnet_export.runtime.bundle.manifest import (
-    Manifest,
-    Precision,
-    read_artifact,
-    read_stable,
-)
+from resnet_export.runtime.bundle.manifest import Manifest, read_artifact, read_stable
 from resnet_export.runtime.bundle.recovery import locate
 from resnet_export.runtime.errors import (
     BackendError,
@@ -32,12 +27,13 @@ from resnet_export.runtime.errors import (
     SessionClosedError,
 )
 from resnet_export.runtime.open_calls import Gate
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.prediction import Prediction
 from resnet_export.runtime.preprocess import ImageSource, load
 from resnet_export.runtime.runner import Request, Runner, describe
-from resnet_export.runtime.select.choice import Choice, Considered, Wish
+from resnet_export.runtime.select.choice import Choice, Considered, SessionSpec
 from resnet_export.runtime.select.host import HostFacts, probe
-from resnet_export.runtime.select.resolver import explain, parse_wish, resolve
+from resnet_export.runtime.select.resolver import explain, parse_request, resolve
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -65,13 +61,13 @@ def open_session(
         threads: number of CPU threads; by default the engine decides.
 
     What is None is chosen by the rules of `resnet_export.runtime.select.resolver`; `Session.trace` says why. A choice
-    that cannot be opened is passed over for the next best, with the error in the trace, unless `backend` or
+    that cannot be opened is rejected for the next best, with the error in the trace, unless `backend` or
     `artifact` asked for it.
 
     Raises:
         RequestError: an argument is wrong.
         BundleError, SchemaError, IntegrityError: the bundle cannot be read, or is not what was exported. A
-            damaged artifact is never passed over.
+            damaged artifact is never rejected.
         NoBackendError: nothing on this host runs the bundle as asked.
         BackendError: what was asked for by name cannot be opened.
     """
@@ -82,8 +78,10 @@ def open_session(
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
 
     def load_bundle(manifest: Manifest) -> Session:
-        wish = parse_wish(manifest, backend=backend, precision=precision, artifact=artifact, device=device)
-        return _open(path, manifest, host, wish, threads)
+        request = parse_request(
+            manifest, backend=backend, precision=precision, artifact=artifact, device=device
+        )
+        return _open(path, manifest, host, request, threads)
 
     return read_stable(path, load_bundle)
 
@@ -231,20 +229,24 @@ class Session:
 
 
 def _open(
-    path: str | os.PathLike[str], manifest: Manifest, host: HostFacts, wish: Wish, threads: int | None
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    host: HostFacts,
+    request: SessionSpec,
+    threads: int | None,
 ) -> Session:
     failures: dict[Choice, str] = {}
     last: BackendError | None = None
     while True:
-        resolution = resolve(manifest, host, wish, failures)
+        resolution = resolve(manifest, host, request, failures)
         choice = resolution.choice
         if choice is None:
-            raise NoBackendError(explain(resolution, wish), resolution.trace) from last
+            raise NoBackendError(explain(resolution, request), resolution.trace) from last
         try:
             backend = _open_choice(path, manifest, choice, threads)
         except BackendError as error:
-            if wish.backend is not None or wish.artifact is not None:
-                if choice.device == "cpu" or wish.device is not None:
+            if request.backend is not None or request.artifact is not None:
+                if choice.device == "cpu" or request.device is not None:
                     raise
                 raise BackendError(f"{error}; device='cpu' keeps away from the GPU") from error
             failures[choice] = str(error)

@@ -23,7 +23,6 @@ BATCH = BatchRange(min=1, opt=2, max=5)
 PREPROCESSING = Preprocessing(resize=SIZE, crop=SIZE)
 INFO = ModelInfo(
     arch="resnet18",
-    depth=18,
     num_classes=CLASSES,
     parameters=1,
     weights=WeightsInfo(source="untrained", name="untrained", seed=0),
@@ -62,7 +61,7 @@ def seeded_resnet18() -> ResNet:
 
 
 def seeded_crops(count: int) -> NDArray[np.uint8]:
-    """Smooth random colours, uint8 [count, SIZE, SIZE, 3]; every value from 0 to 255 is among them."""
+    """Smooth random colors, uint8 [count, SIZE, SIZE, 3]; every value from 0 to 255 is among them."""
     rng = np.random.default_rng(0)
     coarse = rng.uniform(-20, 276, (count, 8, 8, 3))
     fine = coarse.repeat(SIZE // 8, axis=1).repeat(SIZE // 8, axis=2) + rng.normal(

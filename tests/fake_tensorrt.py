@@ -59,10 +59,10 @@ class Behaviour:
 class FakeLibrary:
     """A module like `tensorrt` or `tensorrt_rtx`."""
 
-    def __init__(self, version: str, behaviour: Behaviour) -> None:
+    def __init__(self, version: str, behavior: Behaviour) -> None:
         self.api: Api = api(version)
         self.is_rtx = version == RTX
-        self.behaviour = behaviour
+        self.behavior = behavior
         self.__version__ = self.api.version
 
     def __getattr__(self, name: str) -> Any:
@@ -90,9 +90,9 @@ class FakeLibrary:
         self.logger.log(type("Severity", (), {"name": severity}), text)
 
     def _deserialize(self, data: bytes) -> Any:
-        self.behaviour.given.append(bytes(data))
-        self.behaviour.cuda.journal.append("deserialize")
-        if not self.behaviour.loads:
+        self.behavior.given.append(bytes(data))
+        self.behavior.cuda.journal.append("deserialize")
+        if not self.behavior.loads:
             self.say(
                 "ERROR", "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (magic tag mismatch)"
             )
@@ -101,7 +101,7 @@ class FakeLibrary:
 
     def engine(self) -> Any:
         """An ICudaEngine with one input and one output."""
-        how = self.behaviour
+        how = self.behavior
         engine = self.api.double("ICudaEngine")
         modes, types = self.TensorIOMode, self.DataType
         engine.num_io_tensors = 2
@@ -125,16 +125,16 @@ class FakeLibrary:
         config = self.api.double("IRuntimeConfig")
         cache = self.api.double("IRuntimeCache")
         cache.deserialize.side_effect = lambda data: (
-            bool(self.behaviour.loaded_kernels.append(bytes(data))) or True
+            bool(self.behavior.loaded_kernels.append(bytes(data))) or True
         )
-        cache.serialize.side_effect = lambda: self.behaviour.kernels
+        cache.serialize.side_effect = lambda: self.behavior.kernels
         config.create_runtime_cache.side_effect = lambda: cache
         config.set_runtime_cache.side_effect = lambda found: found is cache
         self.config = config
         return config
 
     def _context(self, *arguments: Any) -> Any:
-        how = self.behaviour
+        how = self.behavior
         assert len(arguments) == (1 if self.is_rtx else 0)
         if len(how.contexts) >= how.most_contexts:
             return None
@@ -186,7 +186,7 @@ class FakeLibrary:
         return context
 
     def _compute(self, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
-        dtype = np.dtype(np.float32 if self.behaviour.dtype == "FLOAT" else np.uint8)
+        dtype = np.dtype(np.float32 if self.behavior.dtype == "FLOAT" else np.uint8)
         size = int(np.prod(shape)) * dtype.itemsize
         images = np.frombuffer(ctypes.string_at(addresses["input"], size), dtype).reshape(shape)
         result = logits(images).tobytes()
@@ -201,7 +201,7 @@ class FakeLibrary:
         self.network = self.api.double("INetworkDefinition")
         self.network.num_inputs = 1
         tensor = self.api.double("ITensor")
-        tensor.name, tensor.shape = "input", self.behaviour.input_shape
+        tensor.name, tensor.shape = "input", self.behavior.input_shape
         self.network.get_input.side_effect = lambda index: tensor
         self.builder_config = self.api.double("IBuilderConfig")
         self.builder_config.set_timing_cache.side_effect = lambda cache, ignore_mismatch: cache is not None

@@ -1,4 +1,4 @@
-"""NVIDIA's real Python bindings of classic TensorRT, without its libraries and without a GPU.
+"""NVIDIA's real Python bindings of standard TensorRT, without its libraries and without a GPU.
 
 The libraries have no package on the index, the bindings do. Over stub libraries that export the nine C
 functions they bind to, they import and can be inspected: every class, enumerator, property and signature is

@@ -15,15 +15,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from resnet_export.runtime.bundle.golden import Golden, encode_golden
-from resnet_export.runtime.bundle.manifest import (
-    MANIFEST_NAME,
-    Precision,
-    Tolerance,
-    WeightsInfo,
-    encode_manifest,
-    read_manifest,
-)
+from resnet_export.runtime.bundle.manifest import MANIFEST_NAME, WeightsInfo, encode_manifest, read_manifest
 from resnet_export.runtime.parity.criteria.tolerances import for_manifest
+from resnet_export.runtime.precision import Precision, Tolerance
 from resnet_export.runtime.preprocess import normalize
 from tests import tiny_bundle
 from tests.tiny_bundle import ALL, FP32, SIDE, Variant
@@ -32,12 +26,12 @@ COUNT = 32
 
 
 def crops(count: int = COUNT, seed: int = 1) -> NDArray[np.uint8]:
-    """Crops that differ as much as photographs do, in colour and contrast: uint8 [count, SIDE, SIDE, 3]."""
+    """Crops that differ as much as photographs do, in color and contrast: uint8 [count, SIDE, SIDE, 3]."""
     draw = np.random.default_rng(seed)
-    colour = draw.integers(0, 256, (count, 1, 1, 3))
+    color = draw.integers(0, 256, (count, 1, 1, 3))
     contrast = draw.integers(5, 120, (count, 1, 1, 3))
     pattern = draw.uniform(-1, 1, (count, 4, 4, 3)).repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
-    return np.clip(colour + contrast * pattern, 0, 255).astype(np.uint8)
+    return np.clip(color + contrast * pattern, 0, 255).astype(np.uint8)
 
 
 def graph(variant: Variant = FP32, *, batch: int | str = "N") -> bytes:
@@ -46,9 +40,10 @@ def graph(variant: Variant = FP32, *, batch: int | str = "N") -> bytes:
     last = model.graph.node[-1]
     model.graph.initializer.append(numpy_helper.from_array(_bias(), "bias"))
     model.graph.node.insert(
-        len(model.graph.node) - 1, helper.make_node("Sub", [last.input[0], "bias"], ["centred"], name="/bias")
+        len(model.graph.node) - 1,
+        helper.make_node("Sub", [last.input[0], "bias"], ["centered"], name="/bias"),
     )
-    last.input[0] = "centred"
+    last.input[0] = "centered"
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString()
     return data

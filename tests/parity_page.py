@@ -16,22 +16,17 @@ from onnx import numpy_helper
 from resnet_export.calibration.observe.histogram import observe
 from resnet_export.calibration.observe.table import CalibrationTable, build
 from resnet_export.exporter.parity.check import open_data
-from resnet_export.runtime.bundle.manifest import (
-    MANIFEST_NAME,
-    FileInfo,
-    Precision,
-    encode_manifest,
-    read_manifest,
-)
+from resnet_export.runtime.bundle.manifest import MANIFEST_NAME, FileInfo, encode_manifest, read_manifest
 from resnet_export.runtime.parity.attribution.layers import LayerFigure, Layerwise
 from resnet_export.runtime.parity.check import run_parity
 from resnet_export.runtime.parity.report.schema import ParityReport
+from resnet_export.runtime.precision import Precision
 from tests.parity_bundle import crops, graph, logits, write
 from tests.tiny_bundle import CLASSES, INT8_CPU
 
 
 def archive(folder: Path, count: int, wrong: int = 7) -> Path:
-    """Write labelled crops to an .npz file; every `wrong`-th label is not what the fp32 graph says."""
+    """Write labeled crops to an .npz file; every `wrong`-th label is not what the fp32 graph says."""
     images = crops(count, seed=9)
     labels = logits(images).argmax(axis=1)
     labels[::wrong] = (labels[::wrong] + 1) % CLASSES

@@ -13,19 +13,19 @@ from resnet_export.runtime.bundle.manifest import (
     Artifact,
     BatchRange,
     EngineInfo,
+    ExcludedLayer,
     FileInfo,
     GoldenInfo,
-    KeptLayer,
+    GraphInfo,
     Manifest,
     ModelInfo,
-    Precision,
     Preprocessing,
     Provenance,
     TensorSpec,
-    Tolerance,
     Verdict,
     WeightsInfo,
 )
+from resnet_export.runtime.precision import Precision, Tolerance
 
 CLASSES, SIDE = 5, 8
 
@@ -57,17 +57,17 @@ def manifest(version: int, files: dict[str, bytes] | None = None) -> Manifest:
         schema=1,
         model=ModelInfo(
             arch="resnet18",
-            depth=18,
             num_classes=CLASSES,
             parameters=11_179_077,
             weights=WeightsInfo(source="untrained", name="resnet18", seed=version),
         ),
+        graph=GraphInfo(layers_in_series=18, multiply_adds=1_000_000),
         input=TensorSpec(name="input", dtype="float32", layout="NCHW", shape=("N", 3, SIDE, SIDE)),
         output=TensorSpec(name="logits", dtype="float32", layout="NC", shape=("N", CLASSES)),
         batch=BatchRange(min=1, opt=2, max=4),
         preprocessing=Preprocessing(resize=9, crop=SIDE),
         labels=("tench", "goldfish", "great white shark", "tiger shark", "hammerhead, Zygaena"),
-        tolerances={"fp32": Tolerance(relative_error=1e-4), "fp16": Tolerance(centred_cosine=0.9999)},
+        tolerances={"fp32": Tolerance(relative_error=1e-4), "fp16": Tolerance(centered_cosine=0.9999)},
         artifacts=(
             Artifact(
                 name="fp32",
@@ -81,8 +81,8 @@ def manifest(version: int, files: dict[str, bytes] | None = None) -> Manifest:
                 kind="onnx",
                 precision=Precision.FP16,
                 target="any",
-                kept=(
-                    KeptLayer(
+                excluded=(
+                    ExcludedLayer(
                         node="/fc/Gemm", module="fc", precision=Precision.FP32, reason="reaches 70,000"
                     ),
                 ),
@@ -103,7 +103,7 @@ def manifest(version: int, files: dict[str, bytes] | None = None) -> Manifest:
                 precision=Precision.FP16,
                 target="tensorrt",
                 engine=EngineInfo(
-                    flavour="tensorrt_rtx",
+                    variant="tensorrt_rtx",
                     version="1.7.1.116",
                     compute_capabilities=("8.6", "8.9"),
                     profiles=(BatchRange(min=1, opt=2, max=4),),

@@ -62,7 +62,7 @@ def template() -> dict[str, Any]:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A folder with a sound and a broken bundle and labelled data; the scripts run in it."""
+    """A folder with a sound and a broken bundle and labeled data; the scripts run in it."""
     parity_bundle.write(tmp_path / "bundle", [FP32, FP16], trained=True)
     parity_bundle.write(
         tmp_path / "broken", [FP32, FP16], graphs={"fp16": parity_bundle.graph(FP32, batch=4)}

@@ -17,9 +17,9 @@ from resnet_export.runtime.bundle.manifest import (
     Artifact,
     BatchRange,
     GoldenInfo,
+    GraphInfo,
     Manifest,
     ModelInfo,
-    Precision,
     Preprocessing,
     Provenance,
     TensorSpec,
@@ -27,6 +27,7 @@ from resnet_export.runtime.bundle.manifest import (
     WeightsInfo,
     encode_manifest,
 )
+from resnet_export.runtime.precision import Precision
 
 CLASSES, SIDE, CHANNELS = 5, 16, 8
 LABELS = ("tench", "goldfish", "great white shark", "tiger shark", "hammerhead")
@@ -49,7 +50,7 @@ ALL = (FP32, FP16, INT8, INT8_CPU)
 
 
 def images(count: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth coloured noise, uint8 [count, SIDE, SIDE, 3]."""
+    """Smooth colored noise, uint8 [count, SIDE, SIDE, 3]."""
     draw = np.random.default_rng(seed)
     coarse = draw.integers(0, 256, (count, SIDE // 4, SIDE // 4, 3), dtype=np.uint8)
     return coarse.repeat(4, axis=1).repeat(4, axis=2)
@@ -113,11 +114,11 @@ def manifest(artifacts: Sequence[Artifact], *, uint8: bool = False) -> Manifest:
         schema=1,
         model=ModelInfo(
             arch="tiny",
-            depth=18,
             num_classes=CLASSES,
             parameters=1000,
             weights=WeightsInfo(source="untrained", name="tiny", seed=0),
         ),
+        graph=GraphInfo(layers_in_series=18, multiply_adds=1_000_000),
         input=TensorSpec(
             name="input",
             dtype="uint8" if uint8 else "float32",

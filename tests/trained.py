@@ -1,4 +1,4 @@
-"""A trained network whose predictions hang on everything that can go wrong, and labelled images to judge it by.
+"""A trained network whose predictions hang on everything that can go wrong, and labeled images to judge it by.
 
 The digit to be read is red; a paler digit of any class lies over it in blue, and green is their mean. Whoever swaps the
 channels reads the wrong one. The images are larger than the network's input, so that they are resized and cropped.
@@ -99,7 +99,7 @@ def checkpoint(
 
 
 def overlaid(parts: tuple[Digits, Digits], seed: int) -> tuple[Digits, Digits]:
-    """Colour the grey images of both splits: each in red, another in blue."""
+    """Color the gray images of both splits: each in red, another in blue."""
     rng = np.random.default_rng(seed)
     train, test = parts
     return _overlaid(train, rng), _overlaid(test, rng)

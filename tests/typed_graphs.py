@@ -80,5 +80,5 @@ def run(graph: ExportedGraph, batch: NDArray[Any]) -> NDArray[Any]:
     return CpuSession(serialize(graph.model)).run(batch)[0]
 
 
-def kept(typed: TypedGraph) -> list[str]:
-    return [layer.node for layer in typed.kept]
+def excluded(typed: TypedGraph) -> list[str]:
+    return [layer.node for layer in typed.excluded]

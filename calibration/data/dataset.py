@@ -71,7 +71,7 @@ class Description:
     count: int
     skipped: int
     first_skipped: str | None
-    labelled: bool
+    labeled: bool
     sha256: str
 
 
@@ -140,7 +140,7 @@ class Dataset:
         """Return the data set without `held_back` images, and those images, which are `sample(held_back)`."""
         if not 0 < held_back < len(self):
             raise DatasetError(
-                f"{held_back} of {len(self)} images cannot be held back, expected 1 to {len(self) - 1}; "
+                f"{held_back} of {len(self)} images cannot be held out, expected 1 to {len(self) - 1}; "
                 "give more images"
             )
         held = _sample(self.names, self.labels, held_back, self._seed)
@@ -182,7 +182,7 @@ class Dataset:
                 count=count,
                 skipped=len(failures),
                 first_skipped=first_skipped,
-                labelled=self.labels is not None,
+                labeled=self.labels is not None,
                 sha256=digest.hexdigest(),
             )
             if failures:
@@ -266,7 +266,7 @@ def open_dataset(
 def check_for_calibration(dataset: Dataset) -> None:
     """Refuse a data set that ranges cannot be measured on.
 
-    That takes at least two images that differ and are not a single colour each. Reading stops as soon as they
+    That takes at least two images that differ and are not a single color each. Reading stops as soon as they
     are found, mostly with the second image. Raises DatasetError.
     """
     count = 0
@@ -280,9 +280,9 @@ def check_for_calibration(dataset: Dataset) -> None:
     if count == 1:
         found = "a single image"
     elif pictures:
-        found = f"only one picture in {count} images, the others being copies of it or of a single colour"
+        found = f"only one picture in {count} images, the others being copies of it or of a single color"
     else:
-        found = f"{count} images, each of a single colour"
+        found = f"{count} images, each of a single color"
     raise DatasetError(
         f"{str(dataset.source)!r} has {found}; calibrate on at least 2 different photographs, "
         "better 100 or more"

@@ -50,7 +50,7 @@ EXTENSIONS = frozenset(
 )
 """The names' endings, in lower case, by which files of a folder count as images."""
 
-# What labels are called elsewhere, in lower case. Passed over, they would leave a labelled archive without labels.
+# What labels are called elsewhere, in lower case. Passed over, they would leave a labeled archive without labels.
 _OTHER_NAMES_OF_LABELS = frozenset(
     {"class", "classes", "gt", "ground_truth", "label", "labels", "target", "targets", "y", "y_true"}
 )
@@ -97,7 +97,7 @@ def list_images(source: Path, classes: Classes) -> Listing:
     is called by one of the network's labels or by a class index; where none is called by a label, and not all
     by an index, they are, in sorted order, the classes from 0 (as in torchvision's ImageFolder), there must be
     as many as the network has, and a note says so. Hidden files, and files whose names do not end like an
-    image's, are passed over.
+    image's, are rejected.
 
     List file: a path a line, relative to the list's own folder, on every line or on none followed by a label:
     after a space a word of digits, after a tab any word. It is one of the network's labels, or else a class

@@ -34,7 +34,7 @@ _BLOCK = 64  # weights of a filter between two products with all that follow
 
 
 def round_weight(
-    layer: Layer, weight: NDArray[np.float32], moments: tuple[Moments, ...], *, centred: bool = True
+    layer: Layer, weight: NDArray[np.float32], moments: tuple[Moments, ...], *, centered: bool = True
 ) -> QuantizedWeight:
     """Return the weight of `layer` on the grid of `weight_scales`, its integers chosen for its inputs.
 
@@ -42,7 +42,7 @@ def round_weight(
         layer: a Conv, grouped or not, or a Gemm.
         weight: its weight, float32, finite.
         moments: what `input_moments` found for it.
-        centred: errors may shift the output's mean, because a bias correction follows.
+        centered: errors may shift the output's mean, because a bias correction follows.
     """
     scales = weight_scales(weight, layer.axis)
     rows = by_input(weight.astype(np.float64), layer)  # [groups, outputs, inputs, kernel]
@@ -53,7 +53,7 @@ def round_weight(
         chosen[one.group, :, one.part] = compensate(
             np.ascontiguousarray(filters[one.group, :, one.part]),
             scales.reshape(groups, outputs)[one.group],
-            one.covariance if centred else one.second_moment,
+            one.covariance if centered else one.second_moment,
         )
     values = from_rows(chosen.reshape(rows.shape).astype(np.float64), weight.shape, layer)
     return QuantizedWeight(np.ascontiguousarray(values).astype(np.int8), scales, layer.axis)

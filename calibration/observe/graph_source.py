@@ -10,8 +10,9 @@ import msgspec
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
-from resnet_export.runtime.bundle.manifest import Precision, Preprocessing, read_artifact, read_manifest
+from resnet_export.runtime.bundle.manifest import Preprocessing, read_artifact, read_manifest
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.precision import Precision
 
 __all__ = ["Source", "read_source"]
 

@@ -73,10 +73,10 @@ class Placement:
     reads: frozenset[tuple[str, int]]
 
 
-def place(topology: Topology, kept: Iterable[str], layout: Layout) -> Placement:
-    """Apply the rules to a graph in which the layers called `kept` stay in floating point."""
-    kept = frozenset(kept)
-    layers = [layer for layer in topology.layers if layer.name not in kept]
+def place(topology: Topology, excluded: Iterable[str], layout: Layout) -> Placement:
+    """Apply the rules to a graph in which the layers called `excluded` stay in floating point."""
+    excluded = frozenset(excluded)
+    layers = [layer for layer in topology.layers if layer.name not in excluded]
     convolved = {layer.output for layer in layers if layer.node.op_type == "Conv"}
     ranges = {layer.input: layer.input for layer in layers}
     reads = {(layer.name, 0) for layer in layers}
@@ -96,7 +96,7 @@ def place(topology: Topology, kept: Iterable[str], layout: Layout) -> Placement:
     if layout.shared:
         for tensor in ranges:
             for reader in topology.readers.get(tensor, []):
-                if reader.name not in kept:
+                if reader.name not in excluded:
                     reads.update((reader.name, position) for position in _positions(reader, {tensor}))
     return Placement(ranges, frozenset(reads))
 

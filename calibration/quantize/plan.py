@@ -16,8 +16,9 @@ from resnet_export.calibration.observe.table import CalibrationTable
 from resnet_export.calibration.quantize.grid import QuantizedWeight
 from resnet_export.calibration.quantize.placement import TARGETS, Target
 from resnet_export.calibration.quantize.topology import Topology
-from resnet_export.runtime.bundle.manifest import KeptLayer, Precision
+from resnet_export.runtime.bundle.manifest import ExcludedLayer
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.precision import Precision
 
 FLOAT_PRECISION: Mapping[Target, Precision] = {"tensorrt": Precision.FP16, "cpu": Precision.FP32}
 """What a layer that is not quantized computes in."""
@@ -27,7 +28,7 @@ CLASSIFIER_REASON = (
 )
 
 
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
+class Exclusion(msgspec.Struct, frozen=True, kw_only=True):
     """Why a layer stays in floating point, and in whose graph: fp16 in TensorRT's, fp32 in the CPU's."""
 
     reason: str
@@ -66,7 +67,7 @@ class QuantPlan:
     method: Method = "mse"
     methods: Mapping[str, Method] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    kept: Mapping[str, Kept] = field(default_factory=dict)
+    excluded: Mapping[str, Exclusion] = field(default_factory=dict)
     equalization: tuple[Equalization, ...] = ()
     weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     bias_corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -86,20 +87,22 @@ class QuantPlan:
             for name in table.tensors
         }
 
-    def kept_for(self, target: Target) -> dict[str, str]:
+    def excluded_for(self, target: Target) -> dict[str, str]:
         """Return the layers that stay in floating point in one target's graph, with the reasons."""
-        return {layer: kept.reason for layer, kept in self.kept.items() if target in kept.targets}
+        return {
+            layer: excluded.reason for layer, excluded in self.excluded.items() if target in excluded.targets
+        }
 
-    def kept_layers(self, target: Target, modules: Mapping[str, str]) -> tuple[KeptLayer, ...]:
+    def kept_layers(self, target: Target, modules: Mapping[str, str]) -> tuple[ExcludedLayer, ...]:
         """Return them as the manifest lists them; `modules` maps node names to module paths."""
         return tuple(
-            KeptLayer(node=layer, module=modules[layer], precision=FLOAT_PRECISION[target], reason=reason)
-            for layer, reason in self.kept_for(target).items()
+            ExcludedLayer(node=layer, module=modules[layer], precision=FLOAT_PRECISION[target], reason=reason)
+            for layer, reason in self.excluded_for(target).items()
         )
 
 
-def default_kept(model: onnx.ModelProto) -> dict[str, Kept]:
-    """Return the layers that `--keep-fp16 auto` keeps before any search: the classifier, for TensorRT.
+def default_exclusions(model: onnx.ModelProto) -> dict[str, Exclusion]:
+    """Return the layers that `--exclude auto` keeps before any search: the classifier, for TensorRT.
 
     There it costs nothing that can be measured and gains about 1 dB. In the CPU graph it would stay fp32, a
     fifth of a ResNet-50's INT8 file, for a gain of 0.8 dB at most. The first convolution is quantized for both
@@ -108,7 +111,7 @@ def default_kept(model: onnx.ModelProto) -> dict[str, Kept]:
     layers = Topology(model).layers
     if not layers or layers[-1].node.op_type != "Gemm":
         return {}
-    return {layers[-1].name: Kept(reason=CLASSIFIER_REASON, targets=("tensorrt",))}
+    return {layers[-1].name: Exclusion(reason=CLASSIFIER_REASON, targets=("tensorrt",))}
 
 
 class EqualizationSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +134,7 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     method: Method
     methods: dict[str, Method]
     ranges: dict[str, Range]
-    kept: dict[str, Kept]
+    excluded: dict[str, Exclusion]
     equalization: tuple[EqualizationSummary, ...]
     weights: dict[str, str]
     bias_corrections: dict[str, float]
@@ -143,7 +146,7 @@ def summarize(plan: QuantPlan) -> PlanSummary:
         method=plan.method,
         methods=dict(plan.methods),
         ranges=dict(plan.ranges),
-        kept=dict(plan.kept),
+        excluded=dict(plan.excluded),
         equalization=tuple(
             EqualizationSummary(
                 producers=one.producers,

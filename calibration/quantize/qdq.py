@@ -48,25 +48,25 @@ def quantize(
         RequestError: `ranges` lacks a tensor, or the plan names a layer that the graph does not have.
         ExportError: a weight is not finite, or nodes have no unique names.
     """
-    return emit(model, ranges, plan, plan.kept_for(target), LAYOUTS[target])
+    return emit(model, ranges, plan, plan.excluded_for(target), LAYOUTS[target])
 
 
 def emit(
     model: onnx.ModelProto,
     ranges: Mapping[str, Range],
     plan: QuantPlan,
-    kept: Mapping[str, str],
+    excluded: Mapping[str, str],
     layout: Layout,
 ) -> onnx.ModelProto:
     """Return the Q/DQ graph in any layout: `quantize` makes what ships, this lets other choices be measured."""
     topology = Topology(model)
     known = {layer.name for layer in topology.layers}
-    if unknown := sorted({*kept, *plan.kept, *plan.weights, *plan.bias_corrections} - known):
+    if unknown := sorted({*excluded, *plan.excluded, *plan.weights, *plan.bias_corrections} - known):
         raise RequestError(
             f"the plan names layer {unknown[0]!r}, which this graph does not have; "
             f"its layers are {', '.join(layer.name for layer in topology.layers)}"
         )
-    placement = place(topology, kept, layout)
+    placement = place(topology, excluded, layout)
     make = symmetric_grid if layout.signed else affine_grid
     grids: dict[str, Grid] = {}
     for tensor, source in placement.ranges.items():
@@ -82,7 +82,7 @@ def emit(
         for position, name in enumerate(node.input):
             if (node.name, position) in placement.reads:
                 new.input[position] = f"{name}_dequantized"
-        if node.name in layers and node.name not in kept:
+        if node.name in layers and node.name not in excluded:
             writer.constants(layers[node.name], new)
         writer.nodes.append(new)
         writer.activations(node.output)

@@ -9,12 +9,12 @@ import numpy as np
 from resnet_export.calibration.data.inputs import Feed
 from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.topology import Topology
-from resnet_export.calibration.search.evaluate import Judge, Judgement
+from resnet_export.calibration.search.evaluate import Judge, Judgment
 from resnet_export.calibration.search.improvements import Candidate
 from resnet_export.calibration.search.mixed_precision import (
     Budget,
     Damage,
-    keep_within,
+    exclude_within_budget,
     latency_ratio,
     rank_layers,
 )
@@ -44,11 +44,11 @@ class Outcome:
 def mended(
     candidate: Candidate,
     target: Target,
-    found: Judgement,
+    found: Judgment,
     judge: Judge,
     images: Feed,
     *,
-    may_keep: bool,
+    may_exclude: bool,
     threads: int | None,
     progress: Progress,
 ) -> tuple[Candidate, Outcome]:
@@ -60,7 +60,7 @@ def mended(
         found: how it was judged.
         judge: the images it was judged on, and the limits.
         images: to rank layers on.
-        may_keep: whether layers may be kept; otherwise the culprits are only named.
+        may_exclude: whether layers may be kept; otherwise the culprits are only named.
         threads: for ONNX Runtime.
         progress: told about layers and trials.
     """
@@ -73,8 +73,8 @@ def mended(
     damages = rank_layers(candidate.model, ranges, candidate.plan, target, ranker, progress=progress)
     ranking = Ranking(target=target, images=len(ranker), layers=damages)
     budget, ratio = None, None
-    if may_keep:
-        plan, budget = keep_within(
+    if may_exclude:
+        plan, budget = exclude_within_budget(
             candidate.model, ranges, candidate.plan, target, damages, judge, progress=progress
         )
         if budget.holds:
@@ -97,5 +97,5 @@ def blamed(damages: tuple[Damage, ...]) -> tuple[str, ...]:
     return tuple(one.layer for one in damages[: min(needed, _BLAMED)])
 
 
-def _verdict(target: Target, judge: Judge, found: Judgement, culprits: tuple[str, ...]) -> Verdict:
+def _verdict(target: Target, judge: Judge, found: Judgment, culprits: tuple[str, ...]) -> Verdict:
     return Verdict(target=target, limit=judge.limit(), judged=found, culprits=culprits)

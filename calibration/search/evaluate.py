@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.data.inputs import Inputs
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.runtime.bundle.manifest import Precision, Struct, Tolerance
+from resnet_export.runtime.bundle.manifest import Struct
 from resnet_export.runtime.errors import DatasetError, ExportError
 from resnet_export.runtime.parity.criteria.evaluate import Criterion, at_most, judge
 from resnet_export.runtime.parity.criteria.tolerances import near_tie_width, tolerance_for
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
 from resnet_export.runtime.parity.report.schema import bound, describe
+from resnet_export.runtime.precision import Precision, Tolerance
 
 _ROOM = 0.8
 """The share of parity's limit on the error that the search may use up. The same graph is up to a quarter worse on other
@@ -30,28 +31,28 @@ images and another backend than it was seen to be, and a bundle must not fail fo
 class Limits:
     """What an INT8 graph may lose: what every parity check allows it, less some room, and the user's own budget.
 
-    `untrained` takes the limits for networks with random weights, of this `depth`. `max_drop` is in percentage points
-    of top-1 accuracy, or of agreement where there are no labels; None sets no budget.
+    `untrained` takes the limits for networks with random weights and so many `layers_in_series`. `max_drop` is in
+    percentage points of top-1 accuracy, or of agreement where there are no labels; None sets no budget.
     """
 
     untrained: bool = False
-    depth: int | None = None
+    layers_in_series: int | None = None
     max_drop: float | None = None
 
     @property
     def parity(self) -> Tolerance:
         """The limits that parity has for INT8."""
-        return tolerance_for(Precision.INT8, untrained=self.untrained, depth=self.depth)
+        return tolerance_for(Precision.INT8, untrained=self.untrained, layers_in_series=self.layers_in_series)
 
     @property
     def tolerance(self) -> Tolerance:
         """The limits that the search keeps to. The distance in cosine grows with the square of the error."""
         given = self.parity
-        error, cosine = given.relative_error, given.centred_cosine
+        error, cosine = given.relative_error, given.centered_cosine
         return msgspec.structs.replace(
             given,
             relative_error=None if error is None else _ROOM * error,
-            centred_cosine=None if cosine is None else 1 - _ROOM**2 * (1 - cosine),
+            centered_cosine=None if cosine is None else 1 - _ROOM**2 * (1 - cosine),
         )
 
     def criteria(self, figures: Figures, accuracy_drop: float | None) -> tuple[Criterion, ...]:
@@ -66,19 +67,19 @@ class Limits:
         return (*found, lost)
 
 
-class Judgement(Struct, frozen=True):
+class Judgment(Struct, frozen=True):
     """A trial graph beside the float network, on the same images.
 
     `snr_db` is that of the logits, and None where they are equal or not finite; `non_finite` counts images with
     NaN or infinite logits. `agreement` is the share of images with the same first class, in percent. With labels,
     `accuracy_drop` is in percentage points, positive where accuracy was lost. `outside` are the limits that do not
-    hold, as "centred cosine 0.93, expected ≥ 0.995".
+    hold, as "centered cosine 0.93, expected ≥ 0.995".
     """
 
     images: int
     non_finite: int
     snr_db: float | None
-    centred_cosine: float | None
+    centered_cosine: float | None
     agreement: float
     accuracy_drop: float | None
     outside: tuple[str, ...]
@@ -140,7 +141,7 @@ class Judge:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def __call__(self, graph: onnx.ModelProto) -> Judgement:
+    def __call__(self, graph: onnx.ModelProto) -> Judgment:
         """Run a trial graph over the images and compare it."""
         logits = self._run(graph, self.images())
         figures = Metrics.of(self.logits, logits, self._near_tie).result()
@@ -148,11 +149,11 @@ class Judge:
         if self.labels is not None:
             right = [(one.argmax(axis=1) == self.labels).mean() for one in (self.logits, logits)]
             drop = 100 * float(right[0] - right[1])
-        return Judgement(
+        return Judgment(
             images=figures.images,
             non_finite=figures.non_finite,
             snr_db=figures.snr_db,
-            centred_cosine=figures.centred_cosine,
+            centered_cosine=figures.centered_cosine,
             agreement=100 * figures.top1_agreement,
             accuracy_drop=drop,
             outside=tuple(
@@ -163,7 +164,7 @@ class Judge:
         )
 
     def limit(self) -> str:
-        """Return what trial graphs are held to, in words: "relative error ≤ 0.1, centred cosine ≥ 0.995"."""
+        """Return what trial graphs are held to, in words: "relative error ≤ 0.1, centered cosine ≥ 0.995"."""
         nothing = Metrics.of(self.logits, self.logits).result()
         criteria = self.limits.criteria(nothing, None if self.labels is None else 0.0)
         named = (one for one in criteria if one.name != "finite")  # which goes without saying

@@ -1,6 +1,6 @@
 """The improvements that INT8 gets before its ranges are chosen: equalized channels and better-rounded weights.
 
-Each is tried on the held-back images beside the same graph without it, and used unless it does harm.
+Each is tried on the held-out images beside the same graph without it, and used unless it does harm.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from resnet_export.calibration.quantize.placement import TARGETS, Target
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Layer, Topology
-from resnet_export.calibration.search.evaluate import Judge, Judgement
-from resnet_export.calibration.search.mixed_precision import multiply_adds
+from resnet_export.calibration.search.evaluate import Judge, Judgment
+from resnet_export.calibration.search.mixed_precision import multiply_add_shares
 from resnet_export.calibration.search.search_report import LayerFinding, MethodTrial, Step, StepName
 from resnet_export.runtime.progress import Progress
 
@@ -64,7 +64,7 @@ class Bench:
 
     Attributes:
         fitted: the images that ranges, channels and weights are fitted to.
-        judge: the images that were held back.
+        judge: the images that were held out.
         method: of the ranges, in comparisons.
         threads: for ONNX Runtime; None means all processors.
         progress: told about every pass and trial.
@@ -79,7 +79,7 @@ class Bench:
 
 def judged(
     candidate: Candidate, judge: Judge, title: str, progress: Progress, method: Method | None = None
-) -> dict[Target, Judgement]:
+) -> dict[Target, Judgment]:
     """Return how the graphs of all targets do, with ranges by `method` (None: the plan's)."""
     return {
         target: judge(candidate.graph(target, method=method))
@@ -87,7 +87,7 @@ def judged(
     }
 
 
-def mean_decibels(found: Mapping[Target, Judgement]) -> float:
+def mean_decibels(found: Mapping[Target, Judgment]) -> float:
     """Return the mean SNR over the targets, by which candidates are compared."""
     return float(np.mean([one.decibels for one in found.values()]))
 
@@ -97,7 +97,7 @@ def calibrated(model: onnx.ModelProto, plan: QuantPlan, bench: Bench) -> Candida
     return Candidate(model, _table(model, None, bench), plan)
 
 
-Judged = Mapping[Target, Judgement]
+Judged = Mapping[Target, Judgment]
 
 
 def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Step, Judged | None]:
@@ -140,7 +140,7 @@ def rounded(
     sample = bench.fitted.sample(ROUNDING_IMAGES)
     topology = Topology(before.model)
     names = [layer.name for layer in topology.layers]
-    shares = multiply_adds(before.model, topology)
+    shares = multiply_add_shares(before.model, topology)
     layers: list[LayerFinding] = []
     weights: dict[str, QuantizedWeight] = {}
     corrections: dict[str, NDArray[np.float32]] = {}
@@ -154,7 +154,7 @@ def rounded(
         nearest_corrections[layer.name] = bias_correction(layer, weight, nearest, found)
         chosen = nearest
         if round_weights:
-            chosen = round_weight(layer, weight, found, centred=correct_bias)
+            chosen = round_weight(layer, weight, found, centered=correct_bias)
             weights[layer.name] = chosen
             corrections[layer.name] = bias_correction(layer, weight, chosen, found)
         layers.append(
@@ -164,7 +164,7 @@ def rounded(
                 multiply_adds=shares[layer.name],
                 nearest_db=_output_decibels(layer, weight, nearest, found),
                 rounded_db=_output_decibels(layer, weight, chosen, found),
-                kept={},
+                excluded={},
             )
         )
     best, steps = before, []
@@ -224,8 +224,8 @@ def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, bench: Bench)
 def _step(
     name: StepName,
     method: Method,
-    before: Mapping[Target, Judgement],
-    after: Mapping[Target, Judgement],
+    before: Mapping[Target, Judgment],
+    after: Mapping[Target, Judgment],
     *,
     used: bool,
     note: str,

@@ -20,7 +20,7 @@ from resnet_export.calibration.improve.input_moments import filter_size
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.observe.ranges import Range
 from resnet_export.calibration.quantize.placement import Target
-from resnet_export.calibration.quantize.plan import Kept, QuantPlan
+from resnet_export.calibration.quantize.plan import Exclusion, QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.tensor_types import infer_types
 from resnet_export.calibration.quantize.topology import Topology
@@ -39,7 +39,7 @@ class Damage(Struct, frozen=True):
     """What quantizing one layer alone does to the logits of one target's graph.
 
     `noise` is the squared error relative to the float logits' square, None where logits are not finite;
-    `agreement` and `accuracy_drop` as in `Judgement`; `multiply_adds` is the layer's share of the network's.
+    `agreement` and `accuracy_drop` as in `Judgment`; `multiply_adds` is the layer's share of the network's.
     """
 
     layer: str
@@ -57,7 +57,7 @@ class Damage(Struct, frozen=True):
 class Attempt(Struct, frozen=True):
     """One step of the bisection: this many of the ranked layers kept, and the limits that still do not hold."""
 
-    kept: int
+    excluded: int
     outside: tuple[str, ...]
 
     @property
@@ -69,7 +69,7 @@ class Attempt(Struct, frozen=True):
 class Budget(Struct, frozen=True):
     """How the layers to keep were found.
 
-    `limit` says in words what was to hold. `kept` is empty where even the largest allowed number of layers was not
+    `limit` says in words what was to hold. `excluded` is empty where even the largest allowed number of layers was not
     enough. `float_share` is the share of multiply-adds that the
     kept layers have, and so about the share of the work that INT8 does not speed up.
     """
@@ -77,7 +77,7 @@ class Budget(Struct, frozen=True):
     target: Target
     limit: str
     path: tuple[Attempt, ...]
-    kept: tuple[str, ...]
+    excluded: tuple[str, ...]
     float_share: float
 
     @property
@@ -106,13 +106,13 @@ def rank_layers(
         progress: told how many layers were tried.
     """
     topology = Topology(model)
-    kept = plan.kept_for(target)
-    layers = [layer.name for layer in topology.layers if layer.name not in kept]
-    shares = multiply_adds(model, topology)
+    excluded = plan.excluded_for(target)
+    layers = [layer.name for layer in topology.layers if layer.name not in excluded]
+    shares = multiply_add_shares(model, topology)
     found = []
     for name in progress(layers, f"Ranking layers ({target})", len(layers)):
-        others = {layer.name: Kept(reason="on trial") for layer in topology.layers if layer.name != name}
-        judged = judge(quantize(model, ranges, replace(plan, kept=others), target))
+        others = {layer.name: Exclusion(reason="on trial") for layer in topology.layers if layer.name != name}
+        judged = judge(quantize(model, ranges, replace(plan, excluded=others), target))
         found.append(
             Damage(
                 layer=name,
@@ -142,7 +142,7 @@ def bisect(most: int, tried: Callable[[int], Attempt]) -> Iterator[Attempt]:
         count = (low + high) // 2
 
 
-def keep_within(
+def exclude_within_budget(
     model: onnx.ModelProto,
     ranges: Mapping[str, Range],
     plan: QuantPlan,
@@ -168,38 +168,38 @@ def keep_within(
 
     def tried(count: int) -> Attempt:
         found = judge(quantize(model, ranges, keeping(count), target))
-        return Attempt(kept=count, outside=found.outside)
+        return Attempt(excluded=count, outside=found.outside)
 
     floats = np.cumsum([one.multiply_adds for one in damages])
     most = int(np.searchsorted(floats, MOST_FLOAT, side="right"))
     trials = bisect(most, tried) if most else iter(())
     total = 1 + math.ceil(math.log2(max(most, 1)))
     path = tuple(progress(trials, f"Searching layers to keep ({target})", total))
-    count = min((one.kept for one in path if one.holds), default=0)
+    count = min((one.excluded for one in path if one.holds), default=0)
     chosen = keeping(count) if count else plan
     return chosen, Budget(
         target=target,
         limit=limit,
         path=path,
-        kept=tuple(one.layer for one in damages[:count]),
+        excluded=tuple(one.layer for one in damages[:count]),
         float_share=sum(one.multiply_adds for one in damages[:count]),
     )
 
 
 def with_kept(plan: QuantPlan, layers: Sequence[str], target: Target, reason: str) -> QuantPlan:
     """Return the plan with `layers` kept for `target` as well."""
-    kept = dict(plan.kept)
+    excluded = dict(plan.excluded)
     for name in layers:
-        before = kept.get(name)
+        before = excluded.get(name)
         if before is None:
-            kept[name] = Kept(reason=reason, targets=(target,))
+            excluded[name] = Exclusion(reason=reason, targets=(target,))
         elif target not in before.targets:
-            kept[name] = Kept(reason=before.reason, targets=(*before.targets, target))
-    return replace(plan, kept=kept)
+            excluded[name] = Exclusion(reason=before.reason, targets=(*before.targets, target))
+    return replace(plan, excluded=excluded)
 
 
 def multiply_adds(model: onnx.ModelProto, topology: Topology | None = None) -> dict[str, float]:
-    """Return each layer's share of the multiply-adds of all layers."""
+    """Return the multiply-adds of each layer for one image."""
     topology = topology or Topology(model)
     types = infer_types(model)
     counts = {}
@@ -208,6 +208,12 @@ def multiply_adds(model: onnx.ModelProto, topology: Topology | None = None) -> d
         positions = np.prod([max(axis.dim_value, 1) for axis in axes[2:]])
         outputs = topology.constants[layer.weight].dims[layer.axis]
         counts[layer.name] = float(positions * outputs * filter_size(layer, topology))
+    return counts
+
+
+def multiply_add_shares(model: onnx.ModelProto, topology: Topology | None = None) -> dict[str, float]:
+    """Return each layer's share of the multiply-adds of all layers."""
+    counts = multiply_adds(model, topology)
     total = sum(counts.values())
     return {name: count / total for name, count in counts.items()}
 

@@ -27,7 +27,13 @@ from resnet_export.calibration.observe.fingerprint import graph_hash
 from resnet_export.calibration.observe.ranges import METHODS, Method
 from resnet_export.calibration.observe.table import CalibrationTable, require_graph
 from resnet_export.calibration.quantize.placement import TARGETS, Target
-from resnet_export.calibration.quantize.plan import Equalization, Kept, QuantPlan, default_kept, summarize
+from resnet_export.calibration.quantize.plan import (
+    Equalization,
+    Exclusion,
+    QuantPlan,
+    default_exclusions,
+    summarize,
+)
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.calibration.search.acceptance import mended
@@ -51,7 +57,7 @@ HELD_BACK = 64
 half a decibel."""
 
 _JUDGED = 512  # images that the result is judged on where no budget asks for all of them
-_FEWEST = 8  # images below which none are held back
+_FEWEST = 8  # images below which none are held out
 _PROBE: Method = "percentile"  # of the ranges in comparisons that come before a method is chosen
 
 
@@ -61,13 +67,13 @@ class SearchSpec:
 
     Attributes:
         method: how ranges are chosen; "auto" tries all.
-        keep_fp16: "auto" for the layers that pay and those that a search finds, "none", or layers by name.
+        exclude: "auto" for the layers that pay and those that a search finds, "none", or layers by name.
         limits: what the result may lose.
         equalize, correct_bias, round_weights: whether to try each improvement.
     """
 
     method: Method | Literal["auto"] = "auto"
-    keep_fp16: Literal["auto", "none"] | tuple[str, ...] = "auto"
+    exclude: Literal["auto", "none"] | tuple[str, ...] = "auto"
     limits: Limits = field(default_factory=Limits)
     equalize: bool = True
     correct_bias: bool = True
@@ -168,7 +174,7 @@ def plan_int8(
             f"{budget:g}: a single image decides; give more"
         )
     if any(one.outside for one in verdicts.values()):
-        # What decides may be rare, and not among the images that were held back.
+        # What decides may be rare, and not among the images that were held out.
         before = candidate.plan.method
         with clock("methods"):
             candidate, retried = best_method(candidate, judge, progress)
@@ -188,7 +194,7 @@ def plan_int8(
                 one,
                 judge,
                 bench.fitted,
-                may_keep=spec.keep_fp16 == "auto",
+                may_exclude=spec.exclude == "auto",
                 threads=threads,
                 progress=progress,
             )
@@ -273,18 +279,20 @@ def _first_plan(model: onnx.ModelProto, spec: SearchSpec) -> QuantPlan:
     """
     topology = Topology(model)
     layers = [layer.name for layer in topology.layers]
-    kept: dict[str, Kept] = {}
-    if spec.keep_fp16 == "auto":
-        kept = default_kept(model)
-    elif spec.keep_fp16 != "none":
-        if unknown := [name for name in spec.keep_fp16 if name not in layers]:
+    excluded: dict[str, Exclusion] = {}
+    if spec.exclude == "auto":
+        excluded = default_exclusions(model)
+    elif spec.exclude != "none":
+        if unknown := [name for name in spec.exclude if name not in layers]:
             raise RequestError(
                 f"layer {unknown[0]!r} is to be kept in fp16, which this network does not have; its layers are "
                 f"{', '.join(layers)}"
             )
-        kept = {name: Kept(reason="kept by request") for name in spec.keep_fp16}
+        excluded = {name: Exclusion(reason="kept by request") for name in spec.exclude}
     read = {layer.input for layer in topology.layers}
-    return QuantPlan(kept=kept, methods={name: "minmax" for name in image_tensors(topology) if name in read})
+    return QuantPlan(
+        excluded=excluded, methods={name: "minmax" for name in image_tensors(topology) if name in read}
+    )
 
 
 def _from_table(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan) -> Candidate:
@@ -298,10 +306,11 @@ def _from_table(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan
 
 
 def _with_kept(layers: tuple[LayerFinding, ...], plan: QuantPlan) -> tuple[LayerFinding, ...]:
-    kept = {target: plan.kept_for(target) for target in TARGETS}
+    excluded = {target: plan.excluded_for(target) for target in TARGETS}
     return tuple(
         msgspec.structs.replace(
-            one, kept={target: names[one.layer] for target, names in kept.items() if one.layer in names}
+            one,
+            excluded={target: names[one.layer] for target, names in excluded.items() if one.layer in names},
         )
         for one in layers
     )

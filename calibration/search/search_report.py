@@ -7,7 +7,7 @@ from typing import Literal
 from resnet_export.calibration.observe.ranges import Method
 from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.plan import PlanSummary
-from resnet_export.calibration.search.evaluate import Judgement
+from resnet_export.calibration.search.evaluate import Judgment
 from resnet_export.calibration.search.mixed_precision import Budget, Damage
 from resnet_export.runtime.bundle.manifest import Struct
 
@@ -15,7 +15,7 @@ StepName = Literal["equalization", "bias correction", "rounding"]
 
 
 class Step(Struct, frozen=True):
-    """One improvement: the logits' SNR on the held-back images without and with it, per target.
+    """One improvement: the logits' SNR on the held-out images without and with it, per target.
 
     Everything else was the same: ranges by `method`, the steps before it done and those after it not. `used` says
     whether it is in the plan, `note` why not, or anything else worth knowing.
@@ -38,10 +38,10 @@ class Step(Struct, frozen=True):
 
 
 class MethodTrial(Struct, frozen=True):
-    """One way to choose ranges, with everything else as in the plan, on the held-back images."""
+    """One way to choose ranges, with everything else as in the plan, on the held-out images."""
 
     method: Method
-    judged: dict[Target, Judgement]
+    judged: dict[Target, Judgment]
 
 
 class LayerFinding(Struct, frozen=True):
@@ -49,7 +49,7 @@ class LayerFinding(Struct, frozen=True):
 
     `nearest_db` and `rounded_db` are the SNR of its output that quantizing its weights alone leaves, with each rounded
     to the nearest and as they are in the plan, on calibration images; None where it was not measured or has
-    no error. `multiply_adds` is its share of the network's. `kept` names the targets that keep it in floating
+    no error. `multiply_adds` is its share of the network's. `excluded` names the targets that keep it in floating
     point.
     """
 
@@ -58,7 +58,7 @@ class LayerFinding(Struct, frozen=True):
     multiply_adds: float
     nearest_db: float | None
     rounded_db: float | None
-    kept: dict[Target, str]
+    excluded: dict[Target, str]
 
 
 class Ranking(Struct, frozen=True):
@@ -77,7 +77,7 @@ class Verdict(Struct, frozen=True):
 
     target: Target
     limit: str
-    judged: Judgement
+    judged: Judgment
     culprits: tuple[str, ...]
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from resnet_export.calibration.quantize.placement import Target
-from resnet_export.calibration.search.evaluate import Judgement
+from resnet_export.calibration.search.evaluate import Judgment
 from resnet_export.calibration.search.mixed_precision import Budget, Damage
 from resnet_export.calibration.search.search_report import Findings, Step
 
@@ -45,7 +45,7 @@ def _seen(findings: Findings) -> Iterator[str]:
         images = next(iter(trial.judged.values())).images
         rounds.setdefault(images, []).append(f"{trial.method} {_pair(trial.judged)}")
     for images, seen in rounds.items():
-        held = " held-back" if images == findings.held_back else ""
+        held = " held-out" if images == findings.held_back else ""
         yield f"on {images}{held} images: {', '.join(seen)}"
 
 
@@ -60,16 +60,16 @@ def _step(step: Step) -> str:
 def _budget(budget: Budget) -> str:
     where = f"INT8, {_TITLES[budget.target]} graph"
     path = "; ".join(
-        f"{one.kept} kept: {'within' if one.holds else ', '.join(one.outside)}" for one in budget.path
+        f"{one.excluded} kept: {'within' if one.holds else ', '.join(one.outside)}" for one in budget.path
     )
-    if not budget.kept:
+    if not budget.excluded:
         return (
             f"{where}: no number of layers that leaves INT8 worth while keeps it within {budget.limit} "
             f"({path or 'none could be tried'})"
         )
-    names = f": {', '.join(budget.kept[:_SHOWN])}{'…' if len(budget.kept) > _SHOWN else ''}"
+    names = f": {', '.join(budget.excluded[:_SHOWN])}{'…' if len(budget.excluded) > _SHOWN else ''}"
     return (
-        f"{where}: {len(budget.kept)} layer{'s' if len(budget.kept) > 1 else ''} with "
+        f"{where}: {len(budget.excluded)} layer{'s' if len(budget.excluded) > 1 else ''} with "
         f"{100 * budget.float_share:.1f} % of the multiply-adds stay in floating point{names}; otherwise it would not "
         f"be within {budget.limit} ({path})"
     )
@@ -80,7 +80,7 @@ def _damage(damage: Damage) -> str:
     return f"{damage.layer} ({noise})"
 
 
-def _pair(judged: Mapping[Target, Judgement]) -> str:
+def _pair(judged: Mapping[Target, Judgment]) -> str:
     return " / ".join(_decibels(one.snr_db) for one in judged.values())
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 
 from resnet_export.exporter.graph.export import INPUT, OPSET, OUTPUT
+from resnet_export.exporter.graph.facts import count_graph
 from resnet_export.exporter.graph.graph_artifact import Draft
 from resnet_export.exporter.models.classifier import Network
 from resnet_export.exporter.spec import ExportSpec
@@ -36,19 +37,21 @@ def describe(
 ) -> Manifest:
     """Return the manifest of the bundle that holds `artifacts` and `golden`; the first artifact is fp32."""
     graph = artifacts[0][0].graph
+    facts = count_graph(graph.model)
     modules: dict[str, str] = {}
     for draft, _ in artifacts:
         modules |= draft.graph.modules
     return Manifest(
         schema=SCHEMA_VERSION,
         model=network.info,
+        graph=facts,
         input=_input(preprocessing),
         output=TensorSpec(name=OUTPUT, dtype="float32", layout="NC", shape=("N", network.info.num_classes)),
         batch=spec.batch,
         preprocessing=preprocessing,
         labels=network.labels,
         tolerances=for_manifest(
-            untrained=network.info.weights.source == "untrained", depth=network.info.depth
+            untrained=network.info.weights.source == "untrained", layers_in_series=facts.layers_in_series
         ),
         artifacts=tuple(_artifact(draft, file) for draft, file in artifacts),
         golden=golden,
@@ -79,7 +82,7 @@ def _artifact(draft: Draft, file: FileInfo) -> Artifact:
         target=draft.target,
         bytes=file.bytes,
         sha256=file.sha256,
-        kept=draft.kept,
+        excluded=draft.excluded,
         refusal=draft.refusal,
     )
 

@@ -46,7 +46,7 @@ __all__ = ["Bundle", "Staging", "add_artifacts", "check_output", "extending", "s
 StrPath: TypeAlias = str | os.PathLike[str]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-# Colours and cursor moves (ECMA-48, section 5.4).
+# Colors and cursor moves (ECMA-48, section 5.4).
 _ANSI_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
@@ -264,9 +264,9 @@ def _printable(manifest: Manifest) -> Manifest:
     artifacts = (
         msgspec.structs.replace(
             artifact,
-            kept=tuple(
+            excluded=tuple(
                 msgspec.structs.replace(layer, reason=_without_controls(layer.reason))
-                for layer in artifact.kept
+                for layer in artifact.excluded
             ),
         )
         for artifact in manifest.artifacts

@@ -66,7 +66,7 @@ def _text(found: Bench) -> str:
         [
             timing.artifact,
             f"{timing.backend} ({timing.provider}, {timing.device})",
-            f"{timing.precision}{', emulated' if timing.emulated else ''}",
+            f"{timing.precision}{', simulated' if timing.simulated else ''}",
             str(timing.batch),
             f"{timing.milliseconds:.1f} ({timing.low:.1f}–{timing.high:.1f})",
             f"{timing.images_per_second:.1f}",

@@ -23,7 +23,7 @@ from resnet_export.runtime.select.host import probe
     type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
     default="auto",
     show_default=True,
-    help="Flavour to build with: whatever this host can, or one.",
+    help="Variant to build with: whatever this host can, or one.",
 )
 @click.option("--gpu", type=CommaList(), default=(), metavar="sm86,sm89,…", help="GPUs to build for.")
 @click.option(
@@ -54,7 +54,7 @@ def command(
 ) -> None:
     """Build engines from BUNDLE's typed ONNX graphs and add them to it, in one step.
 
-    An option that the flavour cannot honour is refused. Interrupted, the bundle stays as it was.
+    An option that the variant cannot honour is refused. Interrupted, the bundle stays as it was.
     """
     if log_folder is not None:
         check_outside("--log-folder", log_folder, "BUNDLE", bundle)

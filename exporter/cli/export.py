@@ -41,7 +41,7 @@ def run(
     calib_method: Any,
     calib_table: Path | None,
     max_drop: float | None,
-    keep_fp16: Any,
+    exclude: Any,
     equalize: bool,
     correct_bias: bool,
     round_weights: bool,
@@ -79,7 +79,7 @@ def run(
         calib_method=calib_method,
         calib_table=calib_table,
         max_drop=max_drop,
-        keep_fp16=keep_fp16,
+        exclude=exclude,
         equalize=equalize,
         correct_bias=correct_bias,
         round_weights=round_weights,
@@ -124,7 +124,7 @@ def _print_plan(subject: Subject, spec: ExportSpec, *, as_json: bool) -> None:
         "weights": network.info.weights.name,
         "precisions": ["fp32", *(["fp16"] if spec.fp16 else []), *(["int8"] if spec.int8 else [])],
         "engines": [
-            f"{build.flavour} for {' '.join(map(sm, build.targets))}" for build in subject.engines.builds
+            f"{build.variant} for {' '.join(map(sm, build.targets))}" for build in subject.engines.builds
         ],
         "preprocessing": network.preprocessing.words,
         "images": f"{len(subject.images.golden)} golden, {subject.images.source}",
@@ -157,7 +157,7 @@ def _summary(bundle: Bundle, report: ParityReport) -> dict[str, Any]:
                 "precision": str(artifact.precision),
                 "bytes": artifact.bytes,
                 "sha256": artifact.sha256,
-                "kept": [layer.node for layer in artifact.kept],
+                "excluded": [layer.node for layer in artifact.excluded],
             }
             for artifact in bundle.manifest.artifacts
         ],

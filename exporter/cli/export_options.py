@@ -143,7 +143,7 @@ OPTIONS = [
         type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
         default="auto",
         show_default=True,
-        help="How INT8 ranges are clipped; `auto` takes what comes closest on held-back images.",
+        help="How INT8 ranges are clipped; `auto` takes what comes closest on held-out images.",
     ),
     click.option(
         "--calib-table",
@@ -159,7 +159,7 @@ OPTIONS = [
         "layers are kept in fp16 until it holds.",
     ),
     click.option(
-        "--keep-fp16",
+        "--exclude",
         metavar="auto|none|LAYER,…",
         default="auto",
         show_default=True,
@@ -194,7 +194,7 @@ OPTIONS = [
         type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "none"]),
         default="auto",
         show_default=True,
-        help="Engines to build: whatever this host can, one flavour, or none.",
+        help="Engines to build: whatever this host can, one variant, or none.",
     ),
     click.option(
         "--gpu",

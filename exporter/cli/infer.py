@@ -20,9 +20,9 @@ from resnet_export.runtime import open_session
 @session_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
-def command(bundle: Path, images: tuple[Path, ...], top: int, as_json: bool, **wish: Any) -> None:
+def command(bundle: Path, images: tuple[Path, ...], top: int, as_json: bool, **request: Any) -> None:
     """Print the most probable labels of each IMAGE."""
-    with open_session(bundle, **wish) as session:
+    with open_session(bundle, **request) as session:
         predictions = session.classify(images, top=top)
         choice = session.choice
     if as_json:

@@ -15,7 +15,7 @@ from resnet_export.runtime.bundle.layer_report import TABLE_HEADER, LayerReport,
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest, verify_bundle
 from resnet_export.runtime.select.choice import Resolution
 from resnet_export.runtime.select.host import HostFacts, probe
-from resnet_export.runtime.select.resolver import parse_wish, resolve
+from resnet_export.runtime.select.resolver import parse_request, resolve
 
 
 @click.command(name="inspect")
@@ -24,7 +24,7 @@ from resnet_export.runtime.select.resolver import parse_wish, resolve
 @click.option("--layers", is_flag=True, help="Show every engine's layers, and which missed their precision.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
-def command(bundle: Path, layers: bool, as_json: bool, **wish: Any) -> None:
+def command(bundle: Path, layers: bool, as_json: bool, **request: Any) -> None:
     """Show what BUNDLE holds, what this host would run, and why.
 
     Every file's hash is checked; nothing is loaded into a backend.
@@ -32,7 +32,7 @@ def command(bundle: Path, layers: bool, as_json: bool, **wish: Any) -> None:
     manifest = verify_bundle(bundle)
     reports = read_reports(bundle, manifest) if layers else ()
     host = probe()
-    resolution = resolve(manifest, host, parse_wish(manifest, **wish))
+    resolution = resolve(manifest, host, parse_request(manifest, **request))
     if as_json:
         found: dict[str, object] = {"manifest": manifest, "host": host, "resolution": resolution}
         if layers:
@@ -78,7 +78,7 @@ def _lines(bundle: Path, manifest: Manifest, host: HostFacts, resolution: Resolu
     ]
     yield tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
     for artifact in manifest.artifacts:
-        for layer in artifact.kept:
+        for layer in artifact.excluded:
             yield f"  {artifact.name} keeps {layer.node} in {layer.precision}: {layer.reason}"
     yield ""
     yield from _host(host)

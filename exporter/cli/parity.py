@@ -32,7 +32,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--data",
     type=click.Path(path_type=Path),
     metavar="DIR|FILE",
-    help="Further images: folder, .npz or list.",
+    help="Validation images: folder, .npz or list.",
 )
 @click.option(
     "--artifact", "artifacts", multiple=True, metavar="NAME", help="Check this artifact (repeatable)."
@@ -44,7 +44,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--max-drop",
     type=click.FloatRange(0, 100),
     metavar="PP",
-    help="Accuracy drop allowed on labelled --data.",
+    help="Accuracy drop allowed on labeled --data.",
 )
 @click.option(
     "--min-agreement", type=click.FloatRange(0, 100), metavar="PCT", help="Top-1 agreement demanded."
@@ -53,7 +53,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--min-accuracy",
     type=click.FloatRange(0, 100),
     metavar="PCT",
-    help="Top-1 accuracy demanded on labelled --data, of the fp32 graph too.",
+    help="Top-1 accuracy demanded on labeled --data, of the fp32 graph too.",
 )
 @click.option(
     "--tolerance",

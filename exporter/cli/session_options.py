@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from resnet_export.runtime.bundle.manifest import Precision
+from resnet_export.runtime.precision import Precision
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

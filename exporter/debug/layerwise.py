@@ -26,7 +26,7 @@ from resnet_export.calibration.quantize.plan import Equalization
 from resnet_export.exporter.debug.debug_graph import Instrumented, What, instrumented
 from resnet_export.exporter.debug.node_matching import Missing
 from resnet_export.runtime.bundle.golden import read_golden
-from resnet_export.runtime.bundle.manifest import Artifact, Manifest, Precision, read_artifact, read_manifest
+from resnet_export.runtime.bundle.manifest import Artifact, Manifest, read_artifact, read_manifest
 from resnet_export.runtime.errors import DatasetError, DependencyError, ExportError, RequestError
 from resnet_export.runtime.parity.attribution.diagnosis import suspects
 from resnet_export.runtime.parity.attribution.layers import (
@@ -41,6 +41,7 @@ from resnet_export.runtime.parity.attribution.layers import (
     summary,
 )
 from resnet_export.runtime.parity.report.schema import ParityReport
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.progress import Progress, silent
 

@@ -15,15 +15,9 @@ from resnet_export.exporter.engine.targets import EnginePlan, PlannedBuild, plan
 from resnet_export.exporter.spec import EngineChoice
 from resnet_export.runtime.bundle.engine_header import TITLES
 from resnet_export.runtime.bundle.layer_report import LayerReport, encode_report
-from resnet_export.runtime.bundle.manifest import (
-    Artifact,
-    BatchRange,
-    Manifest,
-    Precision,
-    read_file,
-    read_manifest,
-)
+from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, Manifest, read_file, read_manifest
 from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress, silent
 from resnet_export.runtime.select.host import HostFacts
 
@@ -71,7 +65,7 @@ def compile_engines(
 ) -> tuple[tuple[BuiltEngine, ...], tuple[str, ...]]:
     """Build every engine of `plan` from every ONNX artifact of `sources` (the artifact and its bytes).
 
-    `timing_cache` is used by classic TensorRT only; `log_folder` gets one file with TensorRT's messages per
+    `timing_cache` is used by standard TensorRT only; `log_folder` gets one file with TensorRT's messages per
     build. Returns the engines, and the notes of the plan with one more for each build that failed. Raises
     what `build_engine` raises; ExportError only when the plan requires its engines.
     """
@@ -87,7 +81,7 @@ def compile_engines(
             except ExportError as error:
                 if plan.required:
                     raise
-                notes.append(f"no {TITLES[build.flavour]} engine was built from {source.name!r}: {error}")
+                notes.append(f"no {TITLES[build.variant]} engine was built from {source.name!r}: {error}")
     return tuple(built), tuple(notes)
 
 
@@ -136,24 +130,24 @@ def _compile(
     log_folder: Path | None,
     progress: Progress,
 ) -> BuiltEngine:
-    if build.flavour == "tensorrt" and options.timing_cache is None:
+    if build.variant == "tensorrt" and options.timing_cache is None:
         options = replace(options, timing_cache=timing_cache)
     log_file = None
     if log_folder is not None:
         targets = "-".join(sm(target) for target in build.targets)
-        log_file = log_folder / f"{build.flavour}-{targets}-{source.name}.log"
+        log_file = log_folder / f"{build.variant}-{targets}-{source.name}.log"
     engine = build_engine(
         model,
-        flavour=build.flavour,
+        variant=build.variant,
         targets=build.targets,
         profiles=(batch,),
         precision=source.precision,
         source=source.name,
-        kept=source.kept,
+        excluded=source.excluded,
         options=options,
         log_file=log_file,
         progress=progress,
     )
-    artifact = engine_artifact(engine, source.kept)
+    artifact = engine_artifact(engine, source.excluded)
     info = msgspec.structs.replace(engine.info, layers=f"engines/{artifact.name}.layers.json")
     return BuiltEngine(msgspec.structs.replace(artifact, engine=info), engine.plan, engine.report)

@@ -30,10 +30,11 @@ from resnet_export.runtime.backends.tensorrt_library import (
     process_log,
     readable,
 )
-from resnet_export.runtime.bundle.engine_header import TITLES, Flavour, check_header, read_header
+from resnet_export.runtime.bundle.engine_header import TITLES, Variant, check_header, read_header
 from resnet_export.runtime.bundle.layer_report import LayerReport
-from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, EngineInfo, KeptLayer, Precision
+from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, EngineInfo, ExcludedLayer
 from resnet_export.runtime.errors import ExportError, RequestError
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress, silent
 
 
@@ -50,12 +51,12 @@ class Engine:
 def build_engine(
     model: bytes,
     *,
-    flavour: Flavour,
+    variant: Variant,
     targets: tuple[str, ...],
     profiles: tuple[BatchRange, ...],
     precision: Precision,
     source: str,
-    kept: tuple[KeptLayer, ...] = (),
+    excluded: tuple[ExcludedLayer, ...] = (),
     options: BuildOptions = BuildOptions(),  # noqa: B008 - frozen
     log_file: Path | None = None,
     progress: Progress = silent,
@@ -64,9 +65,9 @@ def build_engine(
 
     Args:
         model: the bytes of the ONNX artifact: one input [N, ...] with a dynamic batch axis.
-        flavour: the library to build with; it must be installed.
+        variant: the library to build with; it must be installed.
         targets: compute capabilities ("8.6"): any that TensorRT for RTX serves, on any machine; for classic
-            TensorRT the one of this host's first GPU (see `flavours.plan_engines`).
+            TensorRT the one of this host's first GPU (see `variants.plan_engines`).
         profiles: batch ranges; the engine is tuned for each one's `opt`.
         precision: that of the artifact, which the report compares the layers with.
         source: the name of the ONNX artifact, for the manifest.
@@ -76,12 +77,12 @@ def build_engine(
         progress: shows the build; Ctrl-C cancels it and arrives as KeyboardInterrupt.
 
     Raises:
-        DependencyError: the flavour is not installed.
-        RequestError: an option or target that the flavour cannot honour.
+        DependencyError: the variant is not installed.
+        RequestError: an option or target that the variant cannot honour.
         ExportError: the graph cannot be parsed or built; the message names the node where TensorRT does.
     """
-    library = load_library(flavour)
-    check_options(options, flavour, library, profiles)
+    library = load_library(variant)
+    check_options(options, variant, library, profiles)
     graph = _decode(model)
     nodes = typed_nodes(graph)
     started = time.perf_counter()
@@ -89,24 +90,24 @@ def build_engine(
         try:
             builder = library.Builder(process_log(library))
             network = _parse(model, library, builder)
-            config = _configure(library, builder, network, flavour, targets, profiles, options, messages)
+            config = _configure(library, builder, network, variant, targets, profiles, options, messages)
             plan = watched_build(
                 library,
                 config,
                 lambda: builder.build_serialized_network(network, config),
                 progress,
-                f"building the {precision} engine with {TITLES[flavour]}",
+                f"building the {precision} engine with {TITLES[variant]}",
             )
             if plan is None:
                 raise ExportError(
-                    f"{TITLES[flavour]} {library.__version__} cannot build {source!r}: "
+                    f"{TITLES[variant]} {library.__version__} cannot build {source!r}: "
                     f"{_located(messages, graph)}"
                 )
             seconds = time.perf_counter() - started
             data = bytes(memoryview(plan))
             if options.timing_cache is not None:
                 _write_timing_cache(config, options.timing_cache)
-            if flavour == "tensorrt":  # there is a GPU to load the engine, or it could not have been built
+            if variant == "tensorrt":  # there is a GPU to load the engine, or it could not have been built
                 layers = parse_inspector(_inspect(library, data, options, messages))
             else:
                 layers = parse_build_log(message.text for message in messages)
@@ -114,7 +115,7 @@ def build_engine(
             if log_file is not None:
                 write_log(messages, log_file)
     info = EngineInfo(
-        flavour=flavour,
+        variant=variant,
         version=library.__version__,
         compute_capabilities=targets,
         profiles=profiles,
@@ -127,19 +128,19 @@ def build_engine(
     report = make_report(
         layers,
         nodes,
-        source="inspector" if flavour == "tensorrt" else "build log",
+        source="inspector" if variant == "tensorrt" else "build log",
         asked=precision,
-        kept=kept,
-        builder=f"{TITLES[flavour]} {library.__version__}",
+        excluded=excluded,
+        builder=f"{TITLES[variant]} {library.__version__}",
     )
     return Engine(data, info, report, tuple(messages))
 
 
-def engine_artifact(engine: Engine, kept: tuple[KeptLayer, ...] = ()) -> Artifact:
-    """Return the manifest's entry, named by flavour, version, compute capabilities and precision."""
+def engine_artifact(engine: Engine, excluded: tuple[ExcludedLayer, ...] = ()) -> Artifact:
+    """Return the manifest's entry, named by variant, version, compute capabilities and precision."""
     capabilities = "-".join(sm(capability) for capability in engine.info.compute_capabilities)
-    flavour = engine.info.flavour.replace("_", "-")
-    name = f"{flavour}-{engine.info.version}-{capabilities}-{engine.report.asked}"
+    variant = engine.info.variant.replace("_", "-")
+    name = f"{variant}-{engine.info.version}-{capabilities}-{engine.report.asked}"
     return Artifact(
         name=name,
         file=f"engines/{name}.engine",
@@ -148,7 +149,7 @@ def engine_artifact(engine: Engine, kept: tuple[KeptLayer, ...] = ()) -> Artifac
         target="tensorrt",
         bytes=len(engine.plan),
         sha256=hashlib.sha256(engine.plan).hexdigest(),
-        kept=kept,
+        excluded=excluded,
         engine=engine.info,
     )
 
@@ -196,7 +197,7 @@ def _configure(
     library: Any,
     builder: Any,
     network: Any,
-    flavour: Flavour,
+    variant: Variant,
     targets: tuple[str, ...],
     profiles: tuple[BatchRange, ...],
     options: BuildOptions,
@@ -205,7 +206,7 @@ def _configure(
     config = builder.create_builder_config()
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     apply_options(options, library, builder, config)
-    if flavour == "tensorrt_rtx":
+    if variant == "tensorrt_rtx":
         _set_targets(library, config, targets)
     if options.timing_cache is not None:
         _read_timing_cache(config, options.timing_cache)

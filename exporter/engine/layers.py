@@ -15,8 +15,9 @@ import msgspec
 import onnx
 
 from resnet_export.runtime.bundle.layer_report import LayerInfo, LayerReport, Operator
-from resnet_export.runtime.bundle.manifest import KeptLayer, Precision
+from resnet_export.runtime.bundle.manifest import ExcludedLayer
 from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.precision import Precision
 
 # The operators whose arithmetic decides how fast and how exact a ResNet is.
 OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -167,19 +168,19 @@ def make_report(
     *,
     source: Literal["inspector", "build log"],
     asked: Precision,
-    kept: tuple[KeptLayer, ...] = (),
+    excluded: tuple[ExcludedLayer, ...] = (),
     builder: str,
 ) -> LayerReport:
     """Match the layers of an engine with the nodes of its graph.
 
-    `kept` are the layers that the graph deliberately leaves in a higher precision; `builder` is the name
+    `excluded` are the layers that the graph deliberately leaves in a higher precision; `builder` is the name
     and version of the library, for the reasons.
     """
     by_node: dict[str, list[LayerInfo]] = {}
     for layer in layers:
         for name in layer.nodes:
             by_node.setdefault(name, []).append(layer)
-    reasons = {layer.node: layer.reason for layer in kept}
+    reasons = {layer.node: layer.reason for layer in excluded}
     operators = []
     for node in nodes:
         computing = _computing_layer(by_node.get(node.name, []), asked)
@@ -260,7 +261,7 @@ def _precision(layer: LayerInfo) -> Precision | None:
 
 
 def _reason(
-    node: TypedNode, engine: Precision | None, asked: Precision, kept: Mapping[str, str], builder: str
+    node: TypedNode, engine: Precision | None, asked: Precision, excluded: Mapping[str, str], builder: str
 ) -> str | None:
     if engine is None:
         return "no layer of the engine names it"
@@ -268,8 +269,8 @@ def _reason(
         return None
     if engine != node.precision:
         return f"the graph gives it {node.precision}, {builder} decided otherwise"
-    if node.name in kept:
-        return kept[node.name]
+    if node.name in excluded:
+        return excluded[node.name]
     if asked is Precision.INT8:
         return "the graph has no QuantizeLinear and DequantizeLinear on both its data and its weights"
     return f"the graph has its weights in {node.precision}"

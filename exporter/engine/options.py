@@ -1,4 +1,4 @@
-"""What a user may ask of the builder, and the refusal of whatever a flavour cannot honour.
+"""What a user may ask of the builder, and the refusal of whatever a variant cannot honour.
 
 There is no option for precision: that lives in the typed graph.
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from resnet_export.runtime.bundle.engine_header import TITLES, Flavour
+from resnet_export.runtime.bundle.engine_header import TITLES, Variant
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import RequestError
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options of the builder. The defaults suit every flavour.
+    """Options of the builder. The defaults suit every variant.
 
     Attributes:
         workspace_mib: the most device memory that a layer may use for scratch, in MiB; None: no limit.
@@ -63,20 +63,20 @@ _CLASSIC_ONLY = tuple(
 
 
 def check_options(
-    options: BuildOptions, flavour: Flavour, library: Any, profiles: tuple[BatchRange, ...]
+    options: BuildOptions, variant: Variant, library: Any, profiles: tuple[BatchRange, ...]
 ) -> None:
-    """Raise RequestError for an option that this flavour or version would ignore or fail on.
+    """Raise RequestError for an option that this variant or version would ignore or fail on.
 
     TensorRT for RTX 1.7 accepts most of them without an error and ignores them.
     """
-    for reason in _objections(options, flavour, library, profiles):
+    for reason in _objections(options, variant, library, profiles):
         raise RequestError(reason)
 
 
 def _objections(
-    options: BuildOptions, flavour: Flavour, library: Any, profiles: tuple[BatchRange, ...]
+    options: BuildOptions, variant: Variant, library: Any, profiles: tuple[BatchRange, ...]
 ) -> Iterator[str]:
-    title = TITLES[flavour]
+    title = TITLES[variant]
     for profile in profiles:
         if not profile.min <= profile.opt <= profile.max:
             yield (
@@ -85,7 +85,7 @@ def _objections(
             )
     if options.workspace_mib is not None and options.workspace_mib < 1:
         yield f"workspace_mib is {options.workspace_mib}, expected at least 1"
-    if flavour == "tensorrt_rtx":
+    if variant == "tensorrt_rtx":
         for name in _CLASSIC_ONLY:
             if getattr(options, name) != getattr(BuildOptions, name):
                 yield (

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from resnet_export.exporter.spec import EngineChoice
-from resnet_export.runtime.bundle.engine_header import INSTALL, TITLES, Flavour
+from resnet_export.runtime.bundle.engine_header import INSTALL, TITLES, Variant
 from resnet_export.runtime.errors import DependencyError, RequestError
 from resnet_export.runtime.select.host import HostFacts
 
@@ -15,7 +15,7 @@ from resnet_export.runtime.select.host import HostFacts
 class GpuFamily:
     """The GPUs of one compute capability. `rtx`: TensorRT for RTX builds for them, ahead of time and anywhere.
 
-    Classic TensorRT serves all of them, and builds only on the GPU itself.
+    Standard TensorRT serves all of them, and builds only on the GPU itself.
     """
 
     compute_capability: str
@@ -51,7 +51,7 @@ _FINISH = "copy the bundle to the device and run `resnet-export build BUNDLE --e
 class PlannedBuild:
     """One call of the builder per precision. `targets` are compute capabilities ("8.6")."""
 
-    flavour: Flavour
+    variant: Variant
     targets: tuple[str, ...]
 
 
@@ -83,19 +83,19 @@ def sm(compute_capability: str) -> str:
 
 
 def family(compute_capability: str) -> GpuFamily:
-    """Return the row of `FAMILIES`; a capability that it lacks gets a row that only classic TensorRT serves."""
+    """Return the row of `FAMILIES`; a capability that it lacks gets a row that only standard TensorRT serves."""
     for row in FAMILIES:
         if row.compute_capability == compute_capability:
             return row
     return GpuFamily(compute_capability, "unknown to this version", rtx=False)
 
 
-def available_flavours(host: HostFacts) -> dict[Flavour, str]:
+def available_flavours(host: HostFacts) -> dict[Variant, str]:
     """Return the builders that can build something on this host, with their versions.
 
-    TensorRT for RTX builds anywhere it is installed; classic TensorRT needs an NVIDIA GPU as well.
+    TensorRT for RTX builds anywhere it is installed; standard TensorRT needs an NVIDIA GPU as well.
     """
-    found: dict[Flavour, str] = {}
+    found: dict[Variant, str] = {}
     rtx, classic = host.package("tensorrt_rtx"), host.package("tensorrt")
     if rtx is not None:
         found["tensorrt_rtx"] = rtx.version or "unknown version"
@@ -128,7 +128,7 @@ def plan_engines(choice: EngineChoice, gpu: tuple[str, ...], host: HostFacts) ->
 
 
 def _plan_targets(targets: tuple[str, ...], host: HostFacts) -> EnginePlan:
-    """`auto` with GPUs: each target goes to the flavour that can build for it here."""
+    """`auto` with GPUs: each target goes to the variant that can build for it here."""
     available = available_flavours(host)
     rtx = tuple(target for target in targets if family(target).rtx and "tensorrt_rtx" in available)
     rest = tuple(target for target in targets if target not in rtx)
@@ -165,9 +165,9 @@ def _plan_host(host: HostFacts) -> EnginePlan:
     return EnginePlan(tuple(builds), tuple(notes), required=False)
 
 
-def _require_package(flavour: Flavour, host: HostFacts) -> None:
-    if host.package(flavour) is None:
-        raise DependencyError(f"{TITLES[flavour]} is not installed; install it with {INSTALL[flavour]}")
+def _require_package(variant: Variant, host: HostFacts) -> None:
+    if host.package(variant) is None:
+        raise DependencyError(f"{TITLES[variant]} is not installed; install it with {INSTALL[variant]}")
 
 
 def _require_rtx(targets: tuple[str, ...]) -> None:
@@ -183,7 +183,7 @@ def _require_rtx(targets: tuple[str, ...]) -> None:
 
 
 def _own_capability(targets: tuple[str, ...], host: HostFacts) -> str:
-    """Return the compute capability of the GPU that classic TensorRT builds on and for."""
+    """Return the compute capability of the GPU that standard TensorRT builds on and for."""
     if not host.gpus:
         wanted = ", ".join(f"{sm(target)} ({family(target).devices})" for target in targets)
         raise RequestError(

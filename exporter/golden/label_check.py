@@ -13,7 +13,7 @@ from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.parity.criteria.evaluate import labels_fit, labels_order
 from resnet_export.runtime.parity.measure.comparison import Tally
-from resnet_export.runtime.parity.measure.labels import Labelled
+from resnet_export.runtime.parity.measure.labels import Labeled
 from resnet_export.runtime.preprocess import to_input
 
 _BATCH = 8
@@ -22,7 +22,7 @@ _BATCH = 8
 def label_notice(
     fp32: onnx.ModelProto, images: Dataset, preprocessing: Preprocessing, labels: tuple[str, ...]
 ) -> str | None:
-    """Return one sentence on what the graph makes of labelled images, None where they have no labels.
+    """Return one sentence on what the graph makes of labeled images, None where they have no labels.
 
     It says how many the graph gets right, and when the labels are not those of the network (`criteria.labels_fit`,
     `labels_order`). `labels` are the names of the network's classes.
@@ -34,14 +34,14 @@ def label_notice(
     for batch in images.batches(_BATCH):
         logits: NDArray[Any] = np.asarray(session.run(to_input(batch.images, preprocessing))[0], np.float64)
         tallies.append(Tally.of(logits, logits, labels=batch.labels))
-    found = sum(tallies[1:], tallies[0]).comparison().labelled
+    found = sum(tallies[1:], tallies[0]).comparison().labeled
     return None if found is None else _sentence(found, labels)
 
 
-def _sentence(found: Labelled, labels: tuple[str, ...]) -> str:
+def _sentence(found: Labeled, labels: tuple[str, ...]) -> str:
     interval = found.reference_interval
     right = (
-        f"the network is right on {100 * found.reference_accuracy:.1f} % of the {found.images} labelled calibration "
+        f"the network is right on {100 * found.reference_accuracy:.1f} % of the {found.images} labeled calibration "
         f"images (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %)"
     )
     fit = labels_fit(found)

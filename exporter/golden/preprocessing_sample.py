@@ -13,7 +13,7 @@ from resnet_export.runtime.preprocess import decode, load, normalize
 
 __all__ = ["record_sample"]
 
-# Fine fur on an even ground, nothing symmetric, and three colours that no channel swap leaves alone.
+# Fine fur on an even ground, nothing symmetric, and three colors that no channel swap leaves alone.
 _PHOTOGRAPH = "cat.jpg"
 _EXIF_ORIENTATION, _QUARTER_TURN = 0x0112, 6
 

@@ -58,7 +58,7 @@ class ExportedGraph:
 
     `modules` maps each node's name to the path of its `nn.Module` ("layer1.0.conv1"; "" is the network).
     `exporter` says which PyTorch exporter made it; `notices` are sentences for the user, such as why the
-    first exporter was passed over; `checks` are the comparisons with the eager network so far, oldest first.
+    first exporter was rejected; `checks` are the comparisons with the eager network so far, oldest first.
     """
 
     model: onnx.ModelProto
@@ -103,7 +103,7 @@ def to_onnx(network: nn.Module, *, image_size: int, batch: BatchRange, probe: Pr
         graph = _named(_dynamo(network, example), network, "dynamo")
         return check_against(graph, probe, step="onnx", batch=batch)
     except ExportError as error:
-        notice = f"the dynamo exporter was passed over for the TorchScript exporter: {error}"
+        notice = f"the dynamo exporter was rejected for the TorchScript exporter: {error}"
     graph = _named(_torchscript(network, example), network, "torchscript")
     return check_against(replace(graph, notices=(notice,)), probe, step="onnx", batch=batch)
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.exporter.graph.export import ExportedGraph
-from resnet_export.runtime.bundle.manifest import KeptLayer, Precision
+from resnet_export.runtime.bundle.manifest import ExcludedLayer
+from resnet_export.runtime.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Draft:
     """One ONNX artifact in the making.
 
     `name` and `file` are those of the artifact; `graph` is what ships; `logits`, float32 [M, classes], are the
-    graph's own on the golden images, on ONNX Runtime's CPU provider; `kept` are the layers in a higher precision;
+    graph's own on the golden images, on ONNX Runtime's CPU provider; `excluded` are the layers in a higher precision;
     `refusal` says why it may not be shipped, None where it may.
     """
 
@@ -27,5 +28,5 @@ class Draft:
     target: Literal["any", "cpu", "tensorrt"]
     graph: ExportedGraph
     logits: NDArray[np.float32]
-    kept: tuple[KeptLayer, ...] = ()
+    excluded: tuple[ExcludedLayer, ...] = ()
     refusal: str | None = None

@@ -18,18 +18,20 @@ from resnet_export.calibration.search.search import Int8Plan, SearchSpec, plan_f
 from resnet_export.calibration.search.search_report import Findings
 from resnet_export.exporter.golden.images import Images
 from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.facts import count_graph
 from resnet_export.exporter.graph.graph_artifact import Draft
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.stage_check import Probe, compare
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.exporter.spec import ExportSpec
-from resnet_export.runtime.bundle.manifest import Precision, Preprocessing
+from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress
 
 TABLE = "calibration.json"
 
-_NAMES: Mapping[Target, str] = {"tensorrt": "int8", "cpu": "int8.cpu"}
+_NAMES: Mapping[Target, str] = {"tensorrt": "int8.tensorrt", "cpu": "int8.cpu"}
 
 
 def find_plan(
@@ -39,19 +41,20 @@ def find_plan(
     preprocessing: Preprocessing,
     *,
     untrained: bool,
-    depth: int,
     progress: Progress,
 ) -> Int8Plan:
     """Return how the network is to be quantized: searched for on the user's images, or from a table alone.
 
-    Raises RequestError for a table of another graph, with both hashes, and for a layer in `keep_fp16` that is not
+    Raises RequestError for a table of another graph, with both hashes, and for a layer in `exclude` that is not
     there; what `calibration.search.plan_int8` raises besides.
     """
     model = fp32.graph.model
     search = SearchSpec(
         method=spec.calib_method,
-        keep_fp16=spec.keep_fp16,
-        limits=Limits(untrained=untrained, depth=depth, max_drop=spec.max_drop),
+        exclude=spec.exclude,
+        limits=Limits(
+            untrained=untrained, layers_in_series=count_graph(model).layers_in_series, max_drop=spec.max_drop
+        ),
         equalize=spec.equalize,
         correct_bias=spec.correct_bias,
         round_weights=spec.round_weights,
@@ -84,8 +87,8 @@ def to_int8(
         "tensorrt": typed.graph,
         "cpu": _quantized(graph, int8, "cpu"),
     }
-    kept = {target: int8.plan.kept_layers(target, graph.modules) for target in graphs}
-    kept["tensorrt"] += typed.kept
+    excluded = {target: int8.plan.kept_layers(target, graph.modules) for target in graphs}
+    excluded["tensorrt"] += typed.excluded
     return [
         Draft(
             _NAMES[target],
@@ -95,7 +98,7 @@ def to_int8(
             one,
             # Measured here and judged with everything else by the parity check.
             compare(one.model, shipped, step=_NAMES[target], batch=spec.batch, limit=math.inf).logits,
-            kept[target],
+            excluded[target],
             _refusal(int8.findings, target),
         )
         for target, one in graphs.items()

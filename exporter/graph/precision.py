@@ -16,8 +16,9 @@ from resnet_export.calibration.quantize.tensor_types import infer_types
 from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.fp16_fit import misfits, scale_fits
 from resnet_export.exporter.graph.value_ranges import Span
-from resnet_export.runtime.bundle.manifest import KeptLayer, Precision
+from resnet_export.runtime.bundle.manifest import ExcludedLayer
 from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.precision import Precision
 
 __all__ = ["TypedGraph", "to_fp16"]
 
@@ -57,14 +58,14 @@ class TypedGraph:
     """A strongly typed graph, and the layers that stayed in fp32 with the reason for each, in graph order."""
 
     graph: ExportedGraph
-    kept: tuple[KeptLayer, ...]
+    excluded: tuple[ExcludedLayer, ...]
 
 
 def to_fp16(graph: ExportedGraph, ranges: Mapping[str, Span]) -> TypedGraph:
     """Return the graph with fp16 arithmetic and weights, and its input and output as they were.
 
-    1. A layer that does not fit (`fp16_fit.misfits`) stays in fp32, between Casts, and is listed in `kept`.
-    2. Preprocessing in front of the first layer stays in fp32, so that pixels are centred before they are
+    1. A layer that does not fit (`fp16_fit.misfits`) stays in fp32, between Casts, and is listed in `excluded`.
+    2. Preprocessing in front of the first layer stays in fp32, so that pixels are centered before they are
        rounded. It is no layer, and is not listed.
     3. DequantizeLinear takes the type of the layer that reads it, and is doubled where two layers differ.
        QuantizeLinear takes the type of what it reads. Integer weights and zero points stay as they are.
@@ -88,11 +89,11 @@ def to_fp16(graph: ExportedGraph, ranges: Mapping[str, Span]) -> TypedGraph:
         elif node.op_type != "DequantizeLinear":  # those are written where they are read
             writer.compute(node, _FP32 if node.name in preparation or node.name in reasons else _FP16)
     _verify(writer.model, writer.types)
-    kept = tuple(
-        KeptLayer(node=name, module=graph.modules[name], precision=Precision.FP32, reason=reason)
+    excluded = tuple(
+        ExcludedLayer(node=name, module=graph.modules[name], precision=Precision.FP32, reason=reason)
         for name, reason in reasons.items()
     )
-    return TypedGraph(replace(graph, model=writer.model, modules=writer.modules), kept)
+    return TypedGraph(replace(graph, model=writer.model, modules=writer.modules), excluded)
 
 
 def _preparation(graph: onnx.GraphProto) -> frozenset[str]:

@@ -21,7 +21,7 @@ def bake_preprocessing(graph: ExportedGraph, preprocessing: Preprocessing) -> Ex
     The input is cast to float before anything else, since TensorRT cannot transpose uint8 (NVIDIA/TensorRT
     issue 3985), then transposed to [N, 3, H, W] and freed of 255·mean. The factor 1/(255·std) goes into the
     weights of the first convolution. The mean does not go into its bias: a padded zero stands for the mean
-    colour only where the mean has been subtracted before the padding.
+    color only where the mean has been subtracted before the padding.
 
     Raises ExportError when the input does not lead straight into one ungrouped convolution.
     """

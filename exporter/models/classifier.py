@@ -21,7 +21,7 @@ from resnet_export.runtime.progress import Progress, silent
 __all__ = ["Network", "build_network"]
 
 # Batch statistics of an untrained network are measured at this size or the network's, whichever is smaller:
-# half the cost of 224, and the features stay centred at 224.
+# half the cost of 224, and the features stay centered at 224.
 _STATISTICS_SIZE = 160
 
 
@@ -103,7 +103,6 @@ def _describe(
 ) -> ModelInfo:
     return ModelInfo(
         arch=architecture.name,
-        depth=architecture.depth,
         num_classes=num_classes,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         weights=weights,

@@ -75,7 +75,7 @@ def _is_safetensors(path: Path) -> bool:
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the checkpoint itself; run 'git lfs pull'")
     raise CheckpointError(
-        f"{path} is no checkpoint: it begins with {head[:8]!r}, which is neither torch.save's format nor "
+        f"{path} is not a checkpoint: it begins with {head[:8]!r}, which is neither torch.save's format nor "
         "safetensors; give a .pth, .pt or .safetensors file"
     )
 
@@ -123,7 +123,7 @@ def _refusal(reason: str) -> str:
         )
     if "TorchScript" in reason:
         return "is a TorchScript archive, expected a state dict; save model.state_dict() instead"
-    return "is no checkpoint of torch.save, or it is truncated or damaged; copy or save it again"
+    return "is not a checkpoint of torch.save, or it is truncated or damaged; copy or save it again"
 
 
 def _unwrap(loaded: object, path: Path) -> tuple[Mapping[object, object], tuple[str, ...]]:

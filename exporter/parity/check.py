@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from resnet_export.runtime.bundle.manifest import Manifest, Precision, read_manifest
+from resnet_export.runtime.bundle.manifest import Manifest, read_manifest
 from resnet_export.runtime.errors import DependencyError, RequestError
 from resnet_export.runtime.parity.attribution.diagnosis import suspects
 from resnet_export.runtime.parity.check import run_asked
@@ -25,6 +25,7 @@ from resnet_export.runtime.parity.criteria.tolerances import (
 from resnet_export.runtime.parity.measure.comparison import Batch, ImageBatch, printable
 from resnet_export.runtime.parity.report.schema import ParityReport
 from resnet_export.runtime.parity.spec import ask, check_path, names
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def check_parity(
 
     Args:
         data: a folder of images, an .npz file or a list file; or batches, as for `run_parity`.
-        reference: what further images are compared with: the fp32 graph, or the eager network, which needs torch.
+        reference: what validation images are compared with: the fp32 graph, or the eager network, which needs torch.
         weights: the checkpoint that the bundle was exported from, for `reference="eager"`.
-        tolerances: a JSON file with limits, or the limits, such as {"fp16": {"centred_cosine": 0.9995}}.
+        tolerances: a JSON file with limits, or the limits, such as {"fp16": {"centered_cosine": 0.9995}}.
         seed: of the draw that `limit` makes from a path.
         layers: whose layers to compare with the fp32 graph's: those of the artifacts that "failed", where onnx is
             installed and the artifacts are to blame; of these artifacts, or "all", which needs onnx; or "none".
@@ -81,7 +82,9 @@ def check_parity(
     check_path("bundle", bundle, "a bundle's folder")
     asked = ask(
         data=batches if path is None else (),
-        data_name=("further images" if path is None else os.fspath(path)) if data_name is None else data_name,
+        data_name=("validation images" if path is None else os.fspath(path))
+        if data_name is None
+        else data_name,
         artifacts=artifacts,
         backends=backends,
         precisions=precisions,
@@ -105,7 +108,7 @@ def check_parity(
         raise RequestError(f"the reference is {reference!r}, expected 'onnx' or 'eager'")
     if reference == "eager" and data is None:
         raise RequestError(
-            "the eager reference is for further images, and there are none (the golden images are compared with "
+            "the eager reference is for validation images, and there are none (the golden images are compared with "
             "recorded eager logits in any case); give --data, or leave --reference out"
         )
     overrides = _overrides(tolerances)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from resnet_export.exporter.models.weight_source import sha256_of
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.golden import EAGER, read_golden
-from resnet_export.runtime.bundle.manifest import Manifest, Precision, read_manifest
+from resnet_export.runtime.bundle.manifest import Manifest, read_manifest
 from resnet_export.runtime.errors import DependencyError, RequestError
 from resnet_export.runtime.parity.criteria.tolerances import TABLE
 from resnet_export.runtime.parity.measure.metrics import Metrics
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import normalize, to_input
 from resnet_export.runtime.progress import Progress, silent
 

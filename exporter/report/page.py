@@ -130,7 +130,7 @@ def layer_charts(report: ParityReport) -> tuple[Chart, ...]:
 def proportion_charts(report: ParityReport) -> tuple[Chart, ...]:
     """Return agreement on each set of images, and with labels accuracy and its drop."""
     charts = []
-    for images, where in (("golden", "golden images"), ("data", "further images")):
+    for images, where in (("golden", "golden images"), ("data", "validation images")):
         checked = [(e, c) for e in report.entries for c in e.checks if c.images == images]
         compared = [(e, c) for e, c in checked if any(x.name == "finite" for x in c.criteria)]
         if compared:
@@ -153,7 +153,7 @@ def proportion_charts(report: ParityReport) -> tuple[Chart, ...]:
 
 
 def _labelled_charts(checked: list[tuple[Entry, Check]]) -> list[Chart]:
-    with_labels = [(e, c, c.comparison.labelled) for e, c in checked if c.comparison.labelled is not None]
+    with_labels = [(e, c, c.comparison.labeled) for e, c in checked if c.comparison.labeled is not None]
     if not with_labels:
         return []
     first = with_labels[0][2]
@@ -186,7 +186,7 @@ def _labelled_charts(checked: list[tuple[Entry, Check]]) -> list[Chart]:
     ]
     charts = [
         Chart(
-            f"Accuracy on {first.images} labelled images",
+            f"Accuracy on {first.images} labeled images",
             intervals(
                 accuracy,
                 "accuracy",

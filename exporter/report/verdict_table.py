@@ -13,7 +13,7 @@ COLUMNS = (
     "backend",
     "ran in",
     "relative error",
-    "centred cosine",
+    "centered cosine",
     "agreement, golden",
     "agreement, data",
     "accuracy",
@@ -99,20 +99,20 @@ def agreement(check: Check) -> str:
 def _cells(entry: Entry) -> tuple[str, ...]:
     golden, data = entry.check("golden"), entry.check("data")
     figures = golden.comparison.figures if golden else None
-    labelled = data.comparison.labelled if data else None
-    error, cosine = (figures.relative_error, figures.centred_cosine) if figures else (None, None)
-    drop = labelled.drop_interval_points if labelled else None
+    labeled = data.comparison.labeled if data else None
+    error, cosine = (figures.relative_error, figures.centered_cosine) if figures else (None, None)
+    drop = labeled.drop_interval_points if labeled else None
     return (
         entry.artifact,
         entry.backend if entry.device == "cpu" else f"{entry.backend} {entry.device}",
-        f"{entry.ran}{', emulated' if entry.emulated else ''}",
+        f"{entry.ran}{', simulated' if entry.simulated else ''}",
         "–" if error is None else scientific(error),
         "–" if cosine is None else f"{cosine:.6f}",
         agreement(golden) if golden else "",
         agreement(data) if data else "",
-        f"{100 * labelled.candidate_accuracy:.2f} %" if labelled else "",
-        f"{labelled.drop_points:.2f} ({drop.low:.2f} to {drop.high:.2f})".replace("-", "−")
-        if labelled and drop
+        f"{100 * labeled.candidate_accuracy:.2f} %" if labeled else "",
+        f"{labeled.drop_points:.2f} ({drop.low:.2f} to {drop.high:.2f})".replace("-", "−")
+        if labeled and drop
         else "",
     )
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, Precision, TensorSpec
+from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, TensorSpec
 from resnet_export.runtime.errors import BackendError
+from resnet_export.runtime.precision import Precision
 
 __all__ = [
     "ROUTES",

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from resnet_export.runtime.backends import OpenRequest, native_error
 from resnet_export.runtime.backends.signature import Tensor, check_signature
-from resnet_export.runtime.bundle.manifest import BatchRange, Precision
+from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import BackendError
+from resnet_export.runtime.precision import Precision
 
 CPU = "CPUExecutionProvider"
 

@@ -21,14 +21,9 @@ from resnet_export.runtime.backends.signature import Tensor, check_signature
 from resnet_export.runtime.backends.tensorrt_library import errors_of, load_library, make_runtime, process_log
 from resnet_export.runtime.backends.tensorrt_rtx_cache import cache_path, read_cache, write_cache
 from resnet_export.runtime.bundle.engine_header import TITLES, check_header, engine_mismatch, read_header
-from resnet_export.runtime.bundle.manifest import (
-    BatchRange,
-    EngineInfo,
-    Precision,
-    read_artifact,
-    read_manifest,
-)
+from resnet_export.runtime.bundle.manifest import BatchRange, EngineInfo, read_artifact, read_manifest
 from resnet_export.runtime.errors import BackendError, DependencyError, RequestError
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import query_gpus
 
 # Contexts cost device memory each; more than a few do not make one GPU faster.
@@ -48,9 +43,9 @@ class TensorRTBackend:
         kernels: _Kernels | None,
     ) -> None:
         info = _engine_info(request)
-        self.provider: str = info.flavour
+        self.provider: str = info.variant
         self.precision: Precision = request.artifact.precision
-        self._title = f"{TITLES[info.flavour]} {info.version}"
+        self._title = f"{TITLES[info.variant]} {info.version}"
         self._name = request.artifact.name
         self._log = process_log(library)
         self._cuda = cuda
@@ -225,7 +220,7 @@ def open_backend(request: OpenRequest) -> TensorRTBackend:
             f"{request.precision}"
         )
     try:
-        library = load_library(info.flavour)
+        library = load_library(info.variant)
     except DependencyError as error:
         raise BackendError(str(error)) from error
     device = request.device or 0
@@ -240,13 +235,13 @@ def open_backend(request: OpenRequest) -> TensorRTBackend:
         engine = runtime.deserialize_cuda_engine(request.data)
         if engine is None:
             raise BackendError(
-                f"{TITLES[info.flavour]} {library.__version__} cannot load {request.artifact.name!r}: "
+                f"{TITLES[info.variant]} {library.__version__} cannot load {request.artifact.name!r}: "
                 f"{errors_of(messages)}"
             )
         if info.options.get("strip_weights"):
             _refit(library, engine, request, info, messages)
         check_signature(request, *_tensors(library, engine))
-        kernels = _Kernels(library, engine, request, gpu) if info.flavour == "tensorrt_rtx" else None
+        kernels = _Kernels(library, engine, request, gpu) if info.variant == "tensorrt_rtx" else None
     return TensorRTBackend(request, library, cuda, runtime, engine, kernels)
 
 

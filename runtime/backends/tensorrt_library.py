@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resnet_export.runtime.bundle.engine_header import INSTALL, TITLES, Flavour
+from resnet_export.runtime.bundle.engine_header import INSTALL, TITLES, Variant
 from resnet_export.runtime.errors import DependencyError
 
 # An error text without its wrapping: "IBuilder::build: Error Code 4: API Usage Error (TEXT. In f at
@@ -32,13 +32,13 @@ class LogMessage:
     text: str
 
 
-def load_library(flavour: Flavour) -> Any:
-    """Import the Python bindings of `flavour`. Raises DependencyError, with the command that installs them."""
+def load_library(variant: Variant) -> Any:
+    """Import the Python bindings of `variant`. Raises DependencyError, with the command that installs them."""
     try:
-        return importlib.import_module(flavour)
+        return importlib.import_module(variant)
     except (ImportError, OSError) as error:
         raise DependencyError(
-            f"{TITLES[flavour]} cannot be imported ({error}); install it with {INSTALL[flavour]}"
+            f"{TITLES[variant]} cannot be imported ({error}); install it with {INSTALL[variant]}"
         ) from error
 
 

@@ -1,10 +1,10 @@
 """What an engine file says about itself, read before any native library sees its bytes.
 
-An engine is executable code for one flavour and version of TensorRT and one family of GPUs. Three checks
+An engine is executable code for one variant and version of TensorRT and one family of GPUs. Three checks
 keep a wrong one away from the library that would run it: the hash (`manifest.read_file`), the header, and
-the host's flavour, version and compute capability.
+the host's variant, version and compute capability.
 
-Both headers are little-endian. Classic TensorRT ("ftrt"): the tag at 0, a serialization version at 4, the
+Both headers are little-endian. Standard TensorRT ("ftrt"): the tag at 0, a serialization version at 4, the
 four bytes of the library version at 24, as read by `trtexec --getPlanVersionOnly` (NVIDIA/TensorRT,
 samples/common/sampleEngines.cpp). TensorRT for RTX ("vtrt"): the same, and the size of the file (u64) at 16
 and a mask of compute capabilities (u64) at 32; observed in version 1.7.1, not documented by NVIDIA.
@@ -19,16 +19,16 @@ from typing import Literal
 from resnet_export.runtime.bundle.manifest import EngineInfo
 from resnet_export.runtime.errors import IntegrityError
 
-Flavour = Literal["tensorrt", "tensorrt_rtx"]
+Variant = Literal["tensorrt", "tensorrt_rtx"]
 
-TITLES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-INSTALL: dict[Flavour, str] = {
+TITLES: dict[Variant, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+INSTALL: dict[Variant, str] = {
     "tensorrt": "pip install 'resnet-export[tensorrt]'",
     "tensorrt_rtx": "pip install 'resnet-export[tensorrt-rtx]'",
 }
 
 HEADER_BYTES = 64
-_TAGS: dict[bytes, Flavour] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
+_TAGS: dict[bytes, Variant] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 # The bits of the mask in the header of TensorRT for RTX 1.7.1.
 _CAPABILITY_BITS = {1: "7.5", 2: "8.0", 4: "8.6", 8: "8.9", 16: "12.0", 32: "12.1"}
 
@@ -38,12 +38,12 @@ class EngineHeader:
     """The header of an engine file.
 
     Attributes:
-        flavour: which library wrote it.
+        variant: which library wrote it.
         version: that library's version; the build number is kept modulo 256, since it is one byte.
-        compute_capabilities: "8.6"-style strings; empty for classic TensorRT, whose header does not say.
+        compute_capabilities: "8.6"-style strings; empty for standard TensorRT, whose header does not say.
     """
 
-    flavour: Flavour
+    variant: Variant
     version: tuple[int, int, int, int]
     compute_capabilities: tuple[str, ...]
 
@@ -62,7 +62,7 @@ def read_header(data: bytes) -> EngineHeader:
             f"the engine is cut off ({len(data)} bytes, its header alone has {HEADER_BYTES}); "
             "export the bundle again"
         )
-    flavour = _TAGS[tag]
+    variant = _TAGS[tag]
     serialization, size, mask = struct.unpack_from("<I8xQ8xQ", data, 4)
     if serialization != 0:
         raise IntegrityError(
@@ -70,8 +70,8 @@ def read_header(data: bytes) -> EngineHeader:
             "build the engine again with `resnet-export build BUNDLE`"
         )
     version: tuple[int, int, int, int] = struct.unpack_from("<4B", data, 24)
-    if flavour == "tensorrt":
-        return EngineHeader(flavour, version, ())
+    if variant == "tensorrt":
+        return EngineHeader(variant, version, ())
     if size != len(data):
         raise IntegrityError(
             f"the engine has {len(data)} bytes, its header says {size}; the file was cut off or appended to: "
@@ -80,18 +80,18 @@ def read_header(data: bytes) -> EngineHeader:
     names = [name for bit, name in _CAPABILITY_BITS.items() if mask & bit]
     if unknown := mask & ~sum(_CAPABILITY_BITS):
         names.append(f"unknown ({unknown:#x})")
-    return EngineHeader(flavour, version, tuple(names))
+    return EngineHeader(variant, version, tuple(names))
 
 
 def check_header(header: EngineHeader, info: EngineInfo) -> None:
     """Raise IntegrityError when an engine's header contradicts what the manifest says about the engine."""
     expected = parse_version(info.version)
-    if header.flavour != info.flavour or not _same_version(header.version, expected):
+    if header.variant != info.variant or not _same_version(header.version, expected):
         raise IntegrityError(
-            f"the engine was written by {TITLES[header.flavour]} {format_version(header.version)}, the "
-            f"manifest says {TITLES[info.flavour]} {info.version}; export the bundle again"
+            f"the engine was written by {TITLES[header.variant]} {format_version(header.version)}, the "
+            f"manifest says {TITLES[info.variant]} {info.version}; export the bundle again"
         )
-    if header.flavour == "tensorrt_rtx" and set(header.compute_capabilities) != set(
+    if header.variant == "tensorrt_rtx" and set(header.compute_capabilities) != set(
         info.compute_capabilities
     ):
         found = ", ".join(header.compute_capabilities) or "unknown"
@@ -104,15 +104,15 @@ def check_header(header: EngineHeader, info: EngineInfo) -> None:
 def engine_mismatch(info: EngineInfo, *, installed: str | None, device: str | None) -> str | None:
     """Say why an engine cannot run here, with what was expected and what was found; None when it can.
 
-    `installed` is the version of the engine's own flavour on this host (None: not installed), `device` the
+    `installed` is the version of the engine's own variant on this host (None: not installed), `device` the
     compute capability of the GPU ("8.6"; None: no GPU). An engine runs on the version that built it or, built
     version compatible, on a later one of the same major version; and on the compute capabilities that it was
     built for or, built hardware compatible, on every GPU from Ampere (8.0) on (TensorRT developer guide,
     "Version Compatibility" and "Hardware Compatibility").
     """
-    title, targets = TITLES[info.flavour], ", ".join(info.compute_capabilities)
+    title, targets = TITLES[info.variant], ", ".join(info.compute_capabilities)
     if installed is None:
-        return f"built by {title} {info.version}, which is not installed here ({INSTALL[info.flavour]})"
+        return f"built by {title} {info.version}, which is not installed here ({INSTALL[info.variant]})"
     built, found = parse_version(info.version), parse_version(installed)
     if not built:
         return f"built by {title} {info.version!r}, which is no version; this host has {installed}"

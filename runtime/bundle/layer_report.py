@@ -13,8 +13,9 @@ from typing import Literal
 
 import msgspec
 
-from resnet_export.runtime.bundle.manifest import Artifact, Manifest, Precision, Struct, read_artifact
+from resnet_export.runtime.bundle.manifest import Artifact, Manifest, Struct, read_artifact
 from resnet_export.runtime.errors import BundleError
+from resnet_export.runtime.precision import Precision
 
 
 class LayerInfo(Struct, frozen=True):

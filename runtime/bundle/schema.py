@@ -7,13 +7,13 @@ them.
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from resnet_export.runtime.bundle.files import MAX_FILE_BYTES
 from resnet_export.runtime.errors import BundleError
+from resnet_export.runtime.precision import Precision, Tolerance
 
 SCHEMA_VERSION: Final = 1
 
@@ -32,15 +32,6 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Line = Annotated[str, msgspec.Meta(pattern=rf"^[^\x00-\x08\x0a-\x1f\x7f-\x9f]*{_END}", max_length=1000)]
 Prose = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$", max_length=20_000)]
 Triple = tuple[float, float, float]
-
-
-class Precision(enum.StrEnum):
-    """The arithmetic of a graph, or the arithmetic that a backend really used."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -105,25 +96,23 @@ class ModelInfo(Struct, frozen=True):
     """The eager network that the bundle was made from."""
 
     arch: Line
-    depth: Count
     num_classes: Count
     parameters: Count
     weights: WeightsInfo
 
 
-class Tolerance(Struct, frozen=True):
-    """The limits that an artifact's logits are held to, against eager fp32, on natural images.
+class GraphInfo(Struct, frozen=True):
+    """Facts that were counted from the fp32 graph.
 
-    A limit that is None is not checked. `relative_error` is ‖a−b‖/‖b‖ over all logits; `centred_cosine` is
-    the cosine after the mean reference logits are subtracted; agreement is a fraction in [0, 1].
+    `layers_in_series` is the greatest number of layers with weights (convolutions and matrix products) on a path from
+    the input to the logits; `multiply_adds` is what these layers take for one image.
     """
 
-    relative_error: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    centred_cosine: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None = None
-    top1_agreement: Fraction | None = None
+    layers_in_series: Annotated[int, msgspec.Meta(ge=0)]
+    multiply_adds: Annotated[int, msgspec.Meta(ge=0)]
 
 
-class KeptLayer(Struct, frozen=True):
+class ExcludedLayer(Struct, frozen=True):
     """A layer that was left in a higher precision than the artifact's, and why."""
 
     node: Line
@@ -133,14 +122,14 @@ class KeptLayer(Struct, frozen=True):
 
 
 class EngineInfo(Struct, frozen=True):
-    """What an engine was built for and from. A runtime of another flavour or version refuses it.
+    """What an engine was built for and from. A runtime of another variant or version refuses it.
 
     `compute_capabilities` are "8.6"-style strings; `profiles` are the batch ranges; `source` names the ONNX
     artifact and `source_sha256` its bytes; `options` are the builder options as given; `build_seconds` is
     wall time; `layers` is the file (in the bundle) that holds the layer report.
     """
 
-    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    variant: Literal["tensorrt", "tensorrt_rtx"]
     version: Line
     compute_capabilities: tuple[Annotated[str, msgspec.Meta(pattern=f"^[0-9]+[.][0-9]{_END}")], ...]
     profiles: tuple[BatchRange, ...]
@@ -163,7 +152,7 @@ class Verdict(Struct, frozen=True):
     """What the parity check recorded of an artifact on one backend.
 
     `backend` and `provider` are a session choice's ("onnxruntime", "CPUExecutionProvider"); `precision` is
-    the arithmetic that really ran; `detail` is one line such as "centred cosine 0.93, expected ≥ 0.995".
+    the arithmetic that really ran; `detail` is one line such as "centered cosine 0.93, expected ≥ 0.995".
     """
 
     backend: Line
@@ -190,7 +179,7 @@ class Artifact(Struct, frozen=True):
     target: Literal["any", "cpu", "tensorrt"]
     bytes: Size
     sha256: Sha256
-    kept: tuple[KeptLayer, ...] = ()
+    excluded: tuple[ExcludedLayer, ...] = ()
     engine: EngineInfo | None = None
     parity: tuple[Verdict, ...] = ()
     refusal: Prose | None = None
@@ -232,6 +221,7 @@ class Manifest(Struct, frozen=True):
 
     schema: Literal[1]
     model: ModelInfo
+    graph: GraphInfo
     input: TensorSpec
     output: TensorSpec
     batch: BatchRange

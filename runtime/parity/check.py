@@ -1,6 +1,6 @@
 """The gate: run every artifact on every usable backend, compare, and report.
 
-The golden images and the eager logits in the bundle are always checked. Further images, with or without
+The golden images and the eager logits in the bundle are always checked. Validation images, with or without
 labels, are compared with the fp32 graph once that has itself passed against golden, or with an eager model
 that the caller brings. Everything streams: one pass over the images, one batch in memory.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from resnet_export.runtime.backends import ROUTES
 from resnet_export.runtime.bundle.golden import EAGER, read_golden
-from resnet_export.runtime.bundle.manifest import Precision, read_manifest
+from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.errors import BundleError, NoBackendError, RequestError
 from resnet_export.runtime.parity.attribution.diagnosis import blame, hint
 from resnet_export.runtime.parity.criteria.tolerances import (
@@ -34,6 +34,7 @@ from resnet_export.runtime.parity.plan import Plan, is_reference, plan
 from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, check_preprocessing
 from resnet_export.runtime.parity.report.schema import Asked, ParityReport, identity, summarize
 from resnet_export.runtime.parity.spec import ask, check_path
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress, silent
 from resnet_export.runtime.select.host import HostFacts, probe
 
@@ -45,7 +46,7 @@ def run_parity(
     bundle: str | os.PathLike[str],
     *,
     data: Iterable[ImageBatch] | None = None,
-    data_name: str = "further images",
+    data_name: str = "validation images",
     artifacts: Collection[str] | None = None,
     backends: Collection[str] | None = None,
     precisions: Collection[Precision] | None = None,
@@ -62,17 +63,17 @@ def run_parity(
     """Check the bundle in the folder `bundle` on this host.
 
     Args:
-        data: further images in batches, consumed once, as they come: `images` are crops, uint8 [N, H, W, 3] RGB,
+        data: validation images in batches, consumed once, as they come: `images` are crops, uint8 [N, H, W, 3] RGB,
             as `preprocess.load` cuts them, `labels` class indices or None.
         data_name: what reports call these images.
         artifacts, backends, precisions: restrict the runs; None means all, each artifact in its own precision.
         eager: the reference for `data`: takes what the artifacts take and returns logits [N, classes]. By default
             the fp32 graph is the reference.
-        max_drop: the accuracy drop in percentage points that is still in order; needs labelled `data`.
+        max_drop: the accuracy drop in percentage points that is still in order; needs labeled `data`.
         min_agreement: the top-1 agreement in percent that is demanded on `data`, or on the golden images without.
         min_accuracy: the top-1 accuracy in percent that is demanded of every run, the reference included; needs
-            labelled `data`.
-        tolerances: limits that replace the bundle's: {"fp16": {"centred_cosine": 0.9995}}, or what `parse_overrides`
+            labeled `data`.
+        tolerances: limits that replace the bundle's: {"fp16": {"centered_cosine": 0.9995}}, or what `parse_overrides`
             returns.
         limit: use at most that many images of `data`.
         full_batches_known: artifacts whose full batches somebody compared already, as an export does after each
@@ -168,7 +169,7 @@ def run_asked(
         )
         notes = _notes(limits, subjects)
         if stream is not None:
-            batches = progress(stream, "further images")
+            batches = progress(stream, "validation images")
             subjects, remarks = check_data(subjects, batches, limits, eager)
             notes += remarks
     entries = tuple(subject.entry for subject in subjects)
@@ -200,7 +201,7 @@ def run_asked(
 
 
 def _require_comparison(asked: Asked, planned: Plan) -> None:
-    """Refuse limits on further images through which the reference alone would go: nothing would be held to them.
+    """Refuse limits on validation images through which the reference alone would go: nothing would be held to them.
 
     What was asked for by name and does not run is left to the verdict, which says so.
     """
@@ -218,9 +219,11 @@ def _notes(limits: Limits, subjects: tuple[Subject, ...]) -> tuple[str, ...]:
     notes = [" ".join(notice.split()) for notice in limits.manifest.provenance.notices]
     if limits.golden.sample is None:
         notes.append("the bundle holds no sample of its preprocessing, which was not checked")
-    model = limits.manifest.model
     notes += loosened(
-        limits.manifest.tolerances, limits.overrides, untrained=limits.untrained, depth=model.depth
+        limits.manifest.tolerances,
+        limits.overrides,
+        untrained=limits.untrained,
+        layers_in_series=limits.manifest.graph.layers_in_series,
     )
     checks = [check for subject in subjects for check in subject.entry.checks]
     classes = checks[0].comparison.figures.reference_classes if checks else _FEW_CLASSES
@@ -232,7 +235,7 @@ def _notes(limits: Limits, subjects: tuple[Subject, ...]) -> tuple[str, ...]:
     elif classes < _FEW_CLASSES:
         notes.append(
             f"eager predicts only {classes} of the classes on the golden images, so that agreement proves "
-            "little there; the centred cosine does not depend on it"
+            "little there; the centered cosine does not depend on it"
         )
     return tuple(notes)
 

@@ -1,4 +1,4 @@
-"""The runs on further images, in one pass: each image is decoded once and goes through the reference once."""
+"""The runs on validation images, in one pass: each image is decoded once and goes through the reference once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def inputs(data: Iterable[ImageBatch], limits: Limits) -> Iterator[ImageBatch]:
         for name in ("max_drop", "min_accuracy"):
             if getattr(limits.asked, name) is not None:
                 raise DatasetError(
-                    f"{name} was given, and the images of {limits.asked.data} have no labels; give labelled images"
+                    f"{name} was given, and the images of {limits.asked.data} have no labels; give labeled images"
                 )
     preprocessing = limits.manifest.preprocessing
     return (
@@ -131,7 +131,7 @@ def _remarks(subjects: tuple[Subject, ...], chosen: Subject | None, limits: Limi
     checks = (subject.entry.check("data") for subject in subjects)
     if any(check is not None and not _varied(check.comparison) for check in checks):
         yield (
-            f"the images of {limits.asked.data} leave the centred cosine out, since the reference gives all of them "
+            f"the images of {limits.asked.data} leave the centered cosine out, since the reference gives all of them "
             "the same logits; give several different images"
         )
 
@@ -157,9 +157,9 @@ def _with_data(
     if found is None:
         return subject
     if isinstance(found, BackendError):
-        text = error_text("failed on further images", found)
+        text = error_text("failed on validation images", found)
         return replace(subject, entry=msgspec.structs.replace(subject.entry, error=text))
-    if itself and found.labelled is None:
+    if itself and found.labeled is None:
         return subject
     check = Check(
         images="data",
@@ -173,21 +173,21 @@ def _with_data(
 
 
 def _criteria(subject: Subject, found: Comparison, limits: Limits, *, itself: bool) -> Iterator[Criterion]:
-    labelled, asked = found.labelled, limits.asked
+    labeled, asked = found.labeled, limits.asked
     if not itself:
         tolerance = subject.entry.tolerance
         if not _varied(found):
-            tolerance = msgspec.structs.replace(tolerance, centred_cosine=None)
+            tolerance = msgspec.structs.replace(tolerance, centered_cosine=None)
         yield from judge(found.figures, tolerance, near_ties_agree=limits.untrained)
         if asked.min_agreement is not None:
             yield min_agreement(found, asked.min_agreement)
-        if labelled is not None:
-            yield accuracy_drop(labelled) if asked.max_drop is None else max_drop(labelled, asked.max_drop)
-    if labelled is not None and asked.min_accuracy is not None:
-        yield min_accuracy(labelled, asked.min_accuracy)
+        if labeled is not None:
+            yield accuracy_drop(labeled) if asked.max_drop is None else max_drop(labeled, asked.max_drop)
+    if labeled is not None and asked.min_accuracy is not None:
+        yield min_accuracy(labeled, asked.min_accuracy)
     # An untrained network is right as often as chance has it.
-    if labelled is not None and not limits.untrained:
-        fit = labels_fit(labelled)
+    if labeled is not None and not limits.untrained:
+        fit = labels_fit(labeled)
         if fit is not None:
             yield fit
-        yield labels_order(labelled, limits.manifest.labels)
+        yield labels_order(labeled, limits.manifest.labels)

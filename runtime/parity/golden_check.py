@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.backends import find_route
 from resnet_export.runtime.bundle.golden import EAGER, Golden
-from resnet_export.runtime.bundle.manifest import BatchRange, Manifest, Precision, Tolerance
+from resnet_export.runtime.bundle.manifest import BatchRange, Manifest
 from resnet_export.runtime.errors import BackendError, BundleError
 from resnet_export.runtime.parity.attribution.stages import attribute, chain
 from resnet_export.runtime.parity.criteria.evaluate import (
@@ -38,6 +38,7 @@ from resnet_export.runtime.parity.measure.comparison import Runner, compare, pri
 from resnet_export.runtime.parity.measure.metrics import distance, relative_error
 from resnet_export.runtime.parity.plan import Run
 from resnet_export.runtime.parity.report.schema import Asked, Check, Entry
+from resnet_export.runtime.precision import Precision, Tolerance
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.host import HostFacts
 from resnet_export.runtime.session import Session, open_session
@@ -90,9 +91,13 @@ class Limits:
 
     def tolerance(self, precision: Precision) -> Tolerance:
         """Return the limits for `precision`."""
-        depth = self.manifest.model.depth
+        series = self.manifest.graph.layers_in_series
         return tolerance_for(
-            precision, self.manifest.tolerances, self.overrides, untrained=self.untrained, depth=depth
+            precision,
+            self.manifest.tolerances,
+            self.overrides,
+            untrained=self.untrained,
+            layers_in_series=series,
         )
 
     def near_tie(self, tolerance: Tolerance) -> float:
@@ -244,7 +249,7 @@ def _entry(
     held_to = coarser(run.artifact.precision, ran)
     notes = () if choice is None else tuple(map(printable, choice.notes))
     if not run.wanted:
-        notes += ("not asked for; checked because further images are compared with it",)
+        notes += ("not asked for; checked because validation images are compared with it",)
     package = host.package(find_route(run.backend, run.provider).module)
     return Entry(
         artifact=run.artifact.name,
@@ -256,7 +261,7 @@ def _entry(
         declared=run.artifact.precision,
         ran=ran,
         held_to=held_to,
-        emulated=_emulation(run, ran) if choice is not None and choice.emulated else None,
+        simulated=_emulation(run, ran) if choice is not None and choice.simulated else None,
         tolerance=limits.tolerance(held_to),
         notes=notes,
         checks=(),
@@ -273,5 +278,5 @@ def error_text(what: str, error: BackendError) -> str:
 
 def _emulation(run: Run, ran: Precision) -> str:
     if ran is Precision.FP16 and run.device == "cpu":
-        return "emulated: this CPU computes fp16 in fp32"
-    return f"emulated: {run.backend} computes this {ran} graph in wider arithmetic"
+        return "simulated: this CPU computes fp16 in fp32"
+    return f"simulated: {run.backend} computes this {ran} graph in wider arithmetic"

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_export.runtime.backends import ROUTES, Route, find_route
-from resnet_export.runtime.bundle.manifest import Artifact, Manifest, Precision
+from resnet_export.runtime.bundle.manifest import Artifact, Manifest
 from resnet_export.runtime.parity.report.schema import Asked, Skipped
-from resnet_export.runtime.select.choice import Considered, Wish
+from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.select.choice import Considered, SessionSpec
 from resnet_export.runtime.select.host import HostFacts
-from resnet_export.runtime.select.resolver import parse_wish, resolve
+from resnet_export.runtime.select.resolver import parse_request, resolve
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ def plan(manifest: Manifest, host: HostFacts, asked: Asked, routes: tuple[Route,
     """Return what to run.
 
     Without `asked.precisions`, each artifact runs in its own precision; coarser arithmetic that a backend
-    offers for fp32 graphs (bf16) is checked when it is asked for. With further images and the onnx
+    offers for fp32 graphs (bf16) is checked when it is asked for. With validation images and the onnx
     reference, the fp32 graph runs on one backend even when it was not asked for. Raises BundleError or
     RequestError for an artifact or backend that does not exist.
     """
     for name in asked.artifacts or ():
-        parse_wish(manifest, artifact=name, routes=routes)
+        parse_request(manifest, artifact=name, routes=routes)
     for name in asked.backends or ():
-        parse_wish(manifest, backend=name, routes=routes)
-    trace = resolve(manifest, host, Wish(), routes=routes).trace
+        parse_request(manifest, backend=name, routes=routes)
+    trace = resolve(manifest, host, SessionSpec(), routes=routes).trace
     runs: list[Run] = []
     skipped: list[Skipped] = []
     for artifact in manifest.artifacts:
@@ -95,7 +96,7 @@ def plan(manifest: Manifest, host: HostFacts, asked: Asked, routes: tuple[Route,
 
 
 def is_reference(run: Run) -> bool:
-    """Whether further images may be compared with this run: the fp32 graph, computed in fp32."""
+    """Whether validation images may be compared with this run: the fp32 graph, computed in fp32."""
     return (
         run.artifact.kind == "onnx"
         and run.artifact.precision is Precision.FP32
@@ -117,8 +118,10 @@ def _try(
 ) -> tuple[Run, str | None]:
     """Return the run, and why it cannot be, None when it can."""
     device = find_route(item.backend, item.provider, routes).device
-    wish = Wish(backend=item.backend, precision=item.precision, artifact=item.artifact, device=device)
-    resolution = resolve(manifest, host, wish, routes=routes)
+    request = SessionSpec(
+        backend=item.backend, precision=item.precision, artifact=item.artifact, device=device
+    )
+    resolution = resolve(manifest, host, request, routes=routes)
     run = Run(artifact, item.backend, item.provider, item.precision, device)
     if resolution.choice is not None and resolution.choice.provider == item.provider:
         return run, None

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from resnet_export.runtime.bundle.golden import EAGER
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.measure.comparison import ImageBatch, Runner, printable
 from resnet_export.runtime.parity.report.schema import Asked
+from resnet_export.runtime.precision import Precision
 
 IN_PLACE = "limits in place of a file"
 """What `Asked.tolerances` says of limits that came from no file."""
@@ -51,10 +51,10 @@ def ask(
     accuracy = _number("min_accuracy", min_accuracy, "percent from 0 to 100")
     for name, given in (("max_drop", drop), ("min_accuracy", accuracy)):
         if given is not None and data is None:
-            raise RequestError(f"{name} was given without data; accuracy needs labelled images: give some")
+            raise RequestError(f"{name} was given without data; accuracy needs labeled images: give some")
     images = count("limit", limit, "image")
     if images is not None and data is None:
-        raise RequestError("limit was given without data; it is a number of further images: give some")
+        raise RequestError("limit was given without data; it is a number of validation images: give some")
     count("threads", threads, "thread")
     return Asked(
         artifacts=names("artifacts", artifacts),

@@ -6,10 +6,10 @@ from typing import Literal
 
 import msgspec
 
-from resnet_export.runtime.bundle.manifest import Precision
+from resnet_export.runtime.precision import Precision
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
+class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for; None leaves it to the resolver. `device` is a GPU's index, "gpu" or "cpu"."""
 
     backend: str | None = None
@@ -29,7 +29,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """What runs.
 
-    `precision` is the coarsest arithmetic that really runs and decides which tolerance applies. `emulated`
+    `precision` is the coarsest arithmetic that really runs and decides which tolerance applies. `simulated`
     says that the numbers are those of `precision` but the speed is not: the engine computes in wider
     arithmetic. `device` is "cpu" or "gpu:<index>"; `provider` is the engine's own name for what executes the
     graph; `notes` are the backend's, on how it runs the artifact.
@@ -40,14 +40,14 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     device: str
     precision: Precision
-    emulated: bool = False
+    simulated: bool = False
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        emulated = ", emulated" if self.emulated else ""
+        simulated = ", simulated" if self.simulated else ""
         device = "" if self.device == "cpu" else f", {self.device}"
         where = f"{self.backend} ({self.provider}{device})"
-        return f"{self.artifact} on {where} in {self.precision}{emulated}"
+        return f"{self.artifact} on {where} in {self.precision}{simulated}"
 
 
 Outcome = Literal["chosen", "usable", "rejected", "not asked for"]

@@ -9,45 +9,46 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from resnet_export.runtime.bundle.engine_header import engine_mismatch
-from resnet_export.runtime.bundle.manifest import EngineInfo, Manifest, Precision, Verdict
-from resnet_export.runtime.select.choice import Choice, Wish
+from resnet_export.runtime.bundle.manifest import EngineInfo, Manifest, Verdict
+from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.select.choice import Choice, SessionSpec
 from resnet_export.runtime.select.host import Gpu, HostFacts
-from resnet_export.runtime.select.ranking import Candidate, is_emulated
+from resnet_export.runtime.select.ranking import Candidate, is_simulated
 
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class SelectionContext:
     """Everything that a check may look at. `failures` are choices that did not open, with the error."""
 
     manifest: Manifest
     host: HostFacts
-    wish: Wish
+    request: SessionSpec
     failures: Mapping[Choice, str]
 
 
-def _artifact_asked(candidate: Candidate, at: Circumstances) -> str | None:
-    name = at.wish.artifact
+def _artifact_asked(candidate: Candidate, at: SelectionContext) -> str | None:
+    name = at.request.artifact
     return None if name in (None, candidate.artifact.name) else f"artifact {name!r} was asked for"
 
 
-def _backend_asked(candidate: Candidate, at: Circumstances) -> str | None:
-    name = at.wish.backend
+def _backend_asked(candidate: Candidate, at: SelectionContext) -> str | None:
+    name = at.request.backend
     return None if name in (None, candidate.route.backend) else f"backend {name!r} was asked for"
 
 
-def _device_asked(candidate: Candidate, at: Circumstances) -> str | None:
-    device = at.wish.device
+def _device_asked(candidate: Candidate, at: SelectionContext) -> str | None:
+    device = at.request.device
     wanted = "cpu" if device == "cpu" else "gpu"
     if device is None or candidate.route.device == wanted:
         return None
     return f"device {device!r} was asked for, this runs on the {candidate.route.device.upper()}"
 
 
-def _precision_asked(candidate: Candidate, at: Circumstances) -> str | None:
-    precision = at.wish.precision
+def _precision_asked(candidate: Candidate, at: SelectionContext) -> str | None:
+    precision = at.request.precision
     if precision == candidate.precision:
         return None
     if precision is not None:
@@ -57,13 +58,13 @@ def _precision_asked(candidate: Candidate, at: Circumstances) -> str | None:
     return None
 
 
-def _engine_described(candidate: Candidate, _: Circumstances) -> str | None:
+def _engine_described(candidate: Candidate, _: SelectionContext) -> str | None:
     if candidate.artifact.kind != "engine" or _engine(candidate) is not None:
         return None
     return "the manifest does not say what the engine was built for"
 
 
-def _package_installed(candidate: Candidate, at: Circumstances) -> str | None:
+def _package_installed(candidate: Candidate, at: SelectionContext) -> str | None:
     route = candidate.route
     packages = [package for package in at.host.packages if package.module == route.module]
     if not packages:
@@ -74,18 +75,18 @@ def _package_installed(candidate: Candidate, at: Circumstances) -> str | None:
     return None
 
 
-def _gpu_present(candidate: Candidate, at: Circumstances) -> str | None:
+def _gpu_present(candidate: Candidate, at: SelectionContext) -> str | None:
     if candidate.route.device != "gpu":
         return None
     if not at.host.gpus:
         return f"needs an NVIDIA GPU: {at.host.gpu_note or 'this host has none'}"
     if _gpu(candidate, at) is None:
         indices = ", ".join(str(gpu.index) for gpu in at.host.gpus)
-        return f"needs GPU {at.wish.device}, this host has GPU {indices}"
+        return f"needs GPU {at.request.device}, this host has GPU {indices}"
     return None
 
 
-def _engine_fits(candidate: Candidate, at: Circumstances) -> str | None:
+def _engine_fits(candidate: Candidate, at: SelectionContext) -> str | None:
     engine, package = _engine(candidate), at.host.package(candidate.route.module)
     if engine is None or package is None:
         return None
@@ -95,14 +96,14 @@ def _engine_fits(candidate: Candidate, at: Circumstances) -> str | None:
     return engine_mismatch(engine, installed=package.version, device=gpu.compute_capability if gpu else None)
 
 
-def _bf16_native(candidate: Candidate, at: Circumstances) -> str | None:
+def _bf16_native(candidate: Candidate, at: SelectionContext) -> str | None:
     if candidate.precision != Precision.BF16 or candidate.route.device != "cpu":
         return None
     return _lacks_features(at.host, "bf16", NATIVE_BF16)
 
 
-def _parity_passed(candidate: Candidate, at: Circumstances) -> str | None:
-    if at.wish.artifact is not None:
+def _parity_passed(candidate: Candidate, at: SelectionContext) -> str | None:
+    if at.request.artifact is not None:
         return None
     verdicts = _verdicts(candidate, at.manifest)
     failed = next((verdict for verdict in verdicts if not verdict.passed), None)
@@ -111,39 +112,39 @@ def _parity_passed(candidate: Candidate, at: Circumstances) -> str | None:
         detail = f": {failed.detail}" if failed.detail else ""
         override = f"artifact={candidate.artifact.name!r} runs it all the same"
         return f"failed its parity check {where}{detail}; {override}"
-    if verdicts or at.wish.precision is not None or candidate.precision == Precision.FP32:
+    if verdicts or at.request.precision is not None or candidate.precision == Precision.FP32:
         return None
     ask = f"precision='{candidate.precision}'"
     return f"has no parity verdict on record; {ask} runs it all the same"
 
 
-def _products_exact(candidate: Candidate, at: Circumstances) -> str | None:
+def _products_exact(candidate: Candidate, at: SelectionContext) -> str | None:
     # Without VNNI, x86 engines multiply 8-bit numbers with VPMADDUBSW, whose 16-bit sums saturate (ONNX
     # Runtime, "Quantize ONNX models", on U8S8); a verdict from another CPU says nothing about that. Arm does
     # not have this limit.
-    if candidate.precision != Precision.INT8 or candidate.route.device != "cpu" or is_emulated(candidate):
+    if candidate.precision != Precision.INT8 or candidate.route.device != "cpu" or is_simulated(candidate):
         return None
-    if at.host.machine.lower() not in ("x86_64", "amd64") or at.wish.artifact or at.wish.precision:
+    if at.host.machine.lower() not in ("x86_64", "amd64") or at.request.artifact or at.request.precision:
         return None
     lacking = _lacks_features(at.host, "VNNI", VNNI)
     return lacking and f"{lacking}, so 8-bit products may saturate; precision='int8' runs it all the same"
 
 
-def _runner_exists(candidate: Candidate, _: Circumstances) -> str | None:
+def _runner_exists(candidate: Candidate, _: SelectionContext) -> str | None:
     if candidate.route.runner is not None:
         return None
     return f"this version of resnet-export does not run {candidate.route.provider} engines itself"
 
 
-def _opened(candidate: Candidate, at: Circumstances) -> str | None:
+def _opened(candidate: Candidate, at: SelectionContext) -> str | None:
     error = at.failures.get(choose(candidate, at))
     return None if error is None else f"could not be opened: {error}"
 
 
-Check = Callable[[Candidate, Circumstances], str | None]
+Check = Callable[[Candidate, SelectionContext], str | None]
 
 # What the user asked for comes first, so that a rejection for any other reason concerns something wanted.
-WISH_CHECKS: tuple[Check, ...] = (_artifact_asked, _backend_asked, _device_asked, _precision_asked)
+REQUEST_CHECKS: tuple[Check, ...] = (_artifact_asked, _backend_asked, _device_asked, _precision_asked)
 FACT_CHECKS: tuple[Check, ...] = (
     _engine_described,
     _package_installed,
@@ -157,7 +158,7 @@ FACT_CHECKS: tuple[Check, ...] = (
 )
 
 
-def choose(candidate: Candidate, at: Circumstances) -> Choice:
+def choose(candidate: Candidate, at: SelectionContext) -> Choice:
     """Return the choice that `candidate` would be."""
     gpu = _gpu(candidate, at)
     return Choice(
@@ -166,7 +167,7 @@ def choose(candidate: Candidate, at: Circumstances) -> Choice:
         provider=candidate.route.provider,
         device=f"gpu:{gpu.index}" if gpu else candidate.route.device,
         precision=candidate.precision,
-        emulated=is_emulated(candidate),
+        simulated=is_simulated(candidate),
     )
 
 
@@ -174,12 +175,12 @@ def _engine(candidate: Candidate) -> EngineInfo | None:
     return candidate.artifact.engine if candidate.artifact.kind == "engine" else None
 
 
-def _gpu(candidate: Candidate, at: Circumstances) -> Gpu | None:
+def _gpu(candidate: Candidate, at: SelectionContext) -> Gpu | None:
     """The GPU asked for; else the first that the engine was built for; else the first."""
     if candidate.route.device != "gpu":
         return None
-    if isinstance(at.wish.device, int):
-        return next((gpu for gpu in at.host.gpus if gpu.index == at.wish.device), None)
+    if isinstance(at.request.device, int):
+        return next((gpu for gpu in at.host.gpus if gpu.index == at.request.device), None)
     engine, package = _engine(candidate), at.host.package(candidate.route.module)
     version = package.version if package else None
     fitting = (

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_export.runtime.backends import Route
-from resnet_export.runtime.bundle.manifest import Artifact, Precision
+from resnet_export.runtime.bundle.manifest import Artifact
+from resnet_export.runtime.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,13 @@ PREFERENCES: tuple[Preference, ...] = (
         why="full precision, 5 % ahead of OpenVINO where it was measured",  # 42 ms
     ),
     Preference(backend="openvino", precision=Precision.FP32, why="full precision"),  # 44 ms
-    Preference(backend="openvino", precision=Precision.FP16, why="emulated: no faster than fp32, less exact"),
-    Preference(backend="onnxruntime", precision=Precision.FP16, why="emulated: slower than fp32, less exact"),
-    Preference(backend="onnxruntime", precision=Precision.INT8, why="emulated: as slow as fp32, less exact"),
+    Preference(
+        backend="openvino", precision=Precision.FP16, why="simulated: no faster than fp32, less exact"
+    ),
+    Preference(
+        backend="onnxruntime", precision=Precision.FP16, why="simulated: slower than fp32, less exact"
+    ),
+    Preference(backend="onnxruntime", precision=Precision.INT8, why="simulated: as slow as fp32, less exact"),
 )
 
 
@@ -136,7 +141,7 @@ def _matches(row: Preference, candidate: Candidate) -> bool:
     )
 
 
-def is_emulated(candidate: Candidate) -> bool:
+def is_simulated(candidate: Candidate) -> bool:
     """Tell whether the engine computes the candidate's precision in wider arithmetic.
 
     CPU engines run fp16 graphs in fp32. ONNX Runtime's CPU provider does not fuse Q/DQ around a convolution

@@ -17,29 +17,30 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from resnet_export.runtime.backends import ROUTES, Route
-from resnet_export.runtime.bundle.manifest import Manifest, Precision
+from resnet_export.runtime.bundle.manifest import Manifest
 from resnet_export.runtime.errors import RequestError
-from resnet_export.runtime.select.choice import Choice, Considered, Outcome, Resolution, Wish
-from resnet_export.runtime.select.eligibility import FACT_CHECKS, WISH_CHECKS, Circumstances, choose
+from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.select.choice import Choice, Considered, Outcome, Resolution, SessionSpec
+from resnet_export.runtime.select.eligibility import FACT_CHECKS, REQUEST_CHECKS, SelectionContext, choose
 from resnet_export.runtime.select.host import HostFacts
 from resnet_export.runtime.select.ranking import PREFERENCES, Candidate, rank
 
-__all__ = ["Choice", "Considered", "Resolution", "Wish", "explain", "parse_wish", "resolve"]
+__all__ = ["Choice", "Considered", "Resolution", "SessionSpec", "explain", "parse_request", "resolve"]
 
 
 def resolve(
     manifest: Manifest,
     host: HostFacts,
-    wish: Wish,
+    request: SessionSpec,
     failures: Mapping[Choice, str] | None = None,
     routes: tuple[Route, ...] = ROUTES,
 ) -> Resolution:
     """Choose what runs, and say of every candidate why it does or does not.
 
     `failures` maps choices of earlier resolutions that could not be opened to the error's text; they are
-    passed over. Never raises: an impossible wish leaves `choice` None and its reasons in the trace.
+    rejected. Never raises: an impossible wish leaves `choice` None and its reasons in the trace.
     """
-    at = Circumstances(manifest, host, wish, failures or {})
+    at = SelectionContext(manifest, host, request, failures or {})
     ranked = sorted(_candidates(manifest, routes), key=rank)
     verdicts = [_judge(candidate, at) for candidate in ranked]
     first = next((index for index, (outcome, _) in enumerate(verdicts) if outcome == "usable"), None)
@@ -57,9 +58,9 @@ def resolve(
     return Resolution(choice=None if first is None else choose(ranked[first], at), trace=trace)
 
 
-def explain(resolution: Resolution, wish: Wish) -> str:
+def explain(resolution: Resolution, request: SessionSpec) -> str:
     """Return one sentence that says why nothing was chosen."""
-    asked = f" with {wish}" if str(wish) else ""
+    asked = f" with {request}" if str(request) else ""
     wanted = [item for item in resolution.trace if item.outcome != "not asked for"]
     if wanted:
         reasons = (f"{item.artifact} on {item.backend} ({item.provider}): {item.reason}" for item in wanted)
@@ -68,11 +69,11 @@ def explain(resolution: Resolution, wish: Wish) -> str:
     for item in resolution.trace:
         holders.setdefault(f"{item.artifact} in {item.precision}", []).append(item.backend)
     held = "; ".join(f"{what} on {' or '.join(dict.fromkeys(on))}" for what, on in holders.items())
-    engines = "; `resnet-export build` adds engines" if wish.backend == "tensorrt" else ""
+    engines = "; `resnet-export build` adds engines" if request.backend == "tensorrt" else ""
     return f"the bundle has nothing to run{asked}, it has {held or 'nothing'}{engines}"
 
 
-def parse_wish(
+def parse_request(
     manifest: Manifest,
     *,
     backend: str | None = None,
@@ -80,7 +81,7 @@ def parse_wish(
     artifact: str | None = None,
     device: int | str | None = None,
     routes: tuple[Route, ...] = ROUTES,
-) -> Wish:
+) -> SessionSpec:
     """Return the wish, checked. Raises RequestError, or BundleError when there is no such artifact."""
     backends = list(dict.fromkeys(route.backend for route in routes))
     if backend is not None and backend not in backends:
@@ -89,7 +90,7 @@ def parse_wish(
         raise RequestError(f"there is no precision {precision!r}; give one of {', '.join(Precision)}")
     if artifact is not None:
         manifest.artifact(artifact)
-    return Wish(
+    return SessionSpec(
         backend=backend,
         precision=None if precision is None else Precision(precision),
         artifact=artifact,
@@ -115,16 +116,16 @@ def _candidates(manifest: Manifest, routes: tuple[Route, ...]) -> Iterable[Candi
         for route in routes:
             if route.kind != artifact.kind:
                 continue
-            # An engine belongs to one flavour; on the other one it is not even a candidate.
-            if artifact.kind == "engine" and artifact.engine and route.provider != artifact.engine.flavour:
+            # An engine belongs to one variant; on the other one it is not even a candidate.
+            if artifact.kind == "engine" and artifact.engine and route.provider != artifact.engine.variant:
                 continue
             yield Candidate(artifact, route, artifact.precision)
             if artifact.precision == Precision.FP32:
                 yield from (Candidate(artifact, route, coarser) for coarser in route.also)
 
 
-def _judge(candidate: Candidate, at: Circumstances) -> tuple[Outcome, str]:
-    for check in WISH_CHECKS:
+def _judge(candidate: Candidate, at: SelectionContext) -> tuple[Outcome, str]:
+    for check in REQUEST_CHECKS:
         if reason := check(candidate, at):
             return "not asked for", reason
     for check in FACT_CHECKS:

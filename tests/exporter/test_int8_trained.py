@@ -22,7 +22,7 @@ from resnet_export.runtime.preprocess import to_input
 from tests import hostile, trained
 from tests.digits import CLASSES, SIZE
 
-GRAPHS = ("int8", "int8.cpu")
+GRAPHS = ("int8.tensorrt", "int8.cpu")
 BACKENDS = ("onnxruntime", "openvino")
 _BATCH = 20
 
@@ -134,12 +134,14 @@ def test_where_nothing_holds_the_exit_code_is_1_and_the_culprits_are_named(lab: 
     options = [*given, "--engine", "none", "--batch", "1,8,20", "--out", tmp_path / "bundle"]
     result = CliRunner().invoke(cli, list(map(str, options)))
     assert result.exit_code == 1, result.output
-    artifact = read_manifest(tmp_path / "bundle").artifact("int8")
+    artifact = read_manifest(tmp_path / "bundle").artifact("int8.tensorrt")
     assert artifact.refusal is not None
     assert "the layers to blame are layer" in artifact.refusal
     assert artifact.refusal in result.output
     assert not any(verdict.passed for verdict in artifact.parity)
-    again = CliRunner().invoke(cli, ["parity", str(tmp_path / "bundle"), "--artifact", "int8", "--quiet"])
+    again = CliRunner().invoke(
+        cli, ["parity", str(tmp_path / "bundle"), "--artifact", "int8.tensorrt", "--quiet"]
+    )
     assert again.exit_code == 1
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
     (verdict,) = [one for one in report["int8"]["verdicts"] if one["target"] == "tensorrt"]

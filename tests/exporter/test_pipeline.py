@@ -22,8 +22,9 @@ from resnet_export.exporter.models.classifier import build_network
 from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.runtime import open_session
 from resnet_export.runtime.bundle.golden import read_golden
-from resnet_export.runtime.bundle.manifest import BatchRange, Precision, read_manifest, verify_bundle
+from resnet_export.runtime.bundle.manifest import BatchRange, read_manifest, verify_bundle
 from resnet_export.runtime.parity.report.schema import decode_report
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import normalize
 
 SIZE = 64

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from resnet_export.calibration.data.dataset import open_dataset
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.calibration.quantize.plan import QuantPlan, default_kept
+from resnet_export.calibration.quantize.plan import QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.graph.export import ExportedGraph, serialize
@@ -35,13 +35,13 @@ from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
     Artifact,
     Manifest,
-    Precision,
     Preprocessing,
     TensorSpec,
     encode_manifest,
     read_manifest,
 )
 from resnet_export.runtime.parity import Batch, ParityReport, run_parity
+from resnet_export.runtime.precision import Precision
 from tests.trained import CALIBRATION_IMAGES, DIGITS, RESNET18, Task, checkpoint, sources
 
 BATCH = 50
@@ -64,7 +64,7 @@ class Case:
 
 @dataclass
 class Lab:
-    """One trained network, exported once. `count` labelled images judge every fault."""
+    """One trained network, exported once. `count` labeled images judge every fault."""
 
     folder: Path
     checkpoints: Path
@@ -101,7 +101,6 @@ class Lab:
         np.savez(calib, images=sources(self.task.splits(0)[0].images[:CALIBRATION_IMAGES]))
         names.write_text("\n".join(NAMES))
         model = ModelSpec(
-            depth=18,
             weights=str(self.checkpoint()),
             num_classes=10,
             labels=names,
@@ -117,11 +116,11 @@ class Lab:
             [preprocess.load(picture, manifest.preprocessing) for picture in np.load(calib)["images"]]
         )
         seen = preprocess.normalize(crops, manifest.preprocessing)
-        plan = QuantPlan(kept=default_kept(fp32))
+        plan = QuantPlan(excluded=default_exclusions(fp32))
         ranges = plan.choose_ranges(calibrate(fp32, [seen]))
         spans = scan_ranges(_exported(fp32), [seen])
         graphs = {
-            "int8": to_fp16(_exported(quantize(fp32, ranges, plan, "tensorrt")), spans).graph.model,
+            "int8.tensorrt": to_fp16(_exported(quantize(fp32, ranges, plan, "tensorrt")), spans).graph.model,
             "int8.cpu": quantize(fp32, ranges, plan, "cpu"),
         }
         artifacts = tuple(
@@ -238,7 +237,7 @@ class Lab:
         return graph.model, {"input": raw, "preprocessing": preprocessing}
 
     def check(self, case: Case, images: int | None = None) -> ParityReport:
-        """Run the gate on a case, with `images` of the labelled images (all of them by default, none at 0)."""
+        """Run the gate on a case, with `images` of the labeled images (all of them by default, none at 0)."""
         count = self.count if images is None else images
         with case.patch():
             return run_parity(

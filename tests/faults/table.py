@@ -401,11 +401,13 @@ FAULTS: tuple[Fault, ...] = (
     in_step("quantized from a stale tensor", "int8.cpu", values("layer4.0.conv1.weight_quantized", noise(2))),
     in_step("Q/DQ of activations stripped", "int8.cpu", edits.stripped),
     in_step(
-        "TensorRT's graph: one weight scale doubled", "int8", values("layer2.0.conv1.weight_scale", _double)
+        "TensorRT's graph: one weight scale doubled",
+        "int8.tensorrt",
+        values("layer2.0.conv1.weight_scale", _double),
     ),
     in_step(
         "TensorRT's graph: kernels transposed",
-        "int8",
+        "int8.tensorrt",
         values("layer1.0.conv2.weight_quantized", _turned),
     ),
     *_drawn(),
@@ -441,7 +443,7 @@ FAULTS: tuple[Fault, ...] = (
     in_manifest("resized to another size", resize=56),
     in_manifest("bicubic for bilinear", interpolation="bicubic"),
     in_reader("BGR", "decode", _rgb_swapped),
-    in_reader("grey for colour", "decode", _grey),
+    in_reader("gray for color", "decode", _grey),
     in_reader("nearest for bilinear", "prepare", _nearest),
     in_reader("squashed to the crop, not cut", "prepare", _squashed),
     in_reader("crop off by one", "_crop_offset", lambda offset, *sides: offset(*sides) + 1),

@@ -62,6 +62,16 @@ def test_a_fault_that_costs_predictions_fails_and_is_put_down_to_its_stage(lab: 
 
 def test_every_fault_has_a_name_of_its_own_and_a_stage() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 40
-    stages = {"onnx", "simplified", "fp32", "fp16", "int8", "int8.cpu", "backend", "preprocessing", "labels"}
+    stages = {
+        "onnx",
+        "simplified",
+        "fp32",
+        "fp16",
+        "int8.tensorrt",
+        "int8.cpu",
+        "backend",
+        "preprocessing",
+        "labels",
+    }
     assert {fault.stage for fault in FAULTS} == stages
     assert set(CHOSEN) <= {fault.name for fault in FAULTS}

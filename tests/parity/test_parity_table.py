@@ -17,9 +17,9 @@ import pytest
 
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.models.photographs import natural_crops
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.parity import ParityReport, decode_report
 from resnet_export.runtime.parity.report.schema import Entry, failure
+from resnet_export.runtime.precision import Precision
 
 BACKENDS = ("onnxruntime", "openvino")
 SIZE = 40
@@ -36,8 +36,8 @@ class Line:
 
 
 TABLE = (
-    Line(18, "float32", ("fp32", "fp16", "int8", "int8.cpu")),
-    Line(18, "uint8", ("fp32", "fp16", "int8", "int8.cpu")),
+    Line(18, "float32", ("fp32", "fp16", "int8.tensorrt", "int8.cpu")),
+    Line(18, "uint8", ("fp32", "fp16", "int8.tensorrt", "int8.cpu")),
     Line(34, "float32", ("fp32", "fp16")),
     Line(50, "uint8", ("fp32", "fp16")),
     Line(101, "float32", ("fp32", "fp16")),
@@ -46,7 +46,7 @@ TABLE = (
 PRECISIONS = {
     "fp32": Precision.FP32,
     "fp16": Precision.FP16,
-    "int8": Precision.INT8,
+    "int8.tensorrt": Precision.INT8,
     "int8.cpu": Precision.INT8,
 }
 
@@ -68,12 +68,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Export]:
     @cache
     def made(line: Line) -> ParityReport:
         calib = None
-        if "int8" in line.artifacts:
+        if "int8.tensorrt" in line.artifacts:
             calib = folder / "calibration.npz"
             np.savez(calib, images=natural_crops(32, SIZE, seed=0))
         spec = ExportSpec(
             fp16="fp16" in line.artifacts,
-            int8="int8" in line.artifacts,
+            int8="int8.tensorrt" in line.artifacts,
             calib=calib,
             input=line.input,
             # The improvements of INT8 have tests of their own, and take longer than all else here.
@@ -101,7 +101,7 @@ def test_an_exported_network_computes_what_eager_computes(
     check = entry.check("golden")
     assert check is not None
     assert (entry.ran, entry.held_to) == (PRECISIONS[artifact],) * 2
-    assert {"finite", "relative_error", "centred_cosine"} <= {criterion.name for criterion in check.criteria}
+    assert {"finite", "relative_error", "centered_cosine"} <= {criterion.name for criterion in check.criteria}
     assert check.comparison.figures.reference_classes > 2
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from resnet_export.runtime.bench import bench
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.errors import BundleError, RequestError
+from resnet_export.runtime.precision import Precision
 
 
 def test_every_artifact_is_timed_on_every_backend_at_every_batch_size(resnet18_bundle: Path) -> None:

@@ -60,18 +60,18 @@ def noise(*shape: int, seed: int = 0, dtype: Any = np.uint8) -> np.ndarray:
 
 
 def noise_image(mode: str, size: tuple[int, int]) -> Image.Image:
-    colour = Image.fromarray(noise(size[1], size[0], 4), "RGBA")
+    color = Image.fromarray(noise(size[1], size[0], 4), "RGBA")
     if mode == "RGBX":
-        return Image.merge("RGBX", colour.split())
+        return Image.merge("RGBX", color.split())
     if mode == "PA":
-        return colour.convert("P").convert("PA")
+        return color.convert("P").convert("PA")
     if mode == "P":
-        indexed = colour.convert("RGB").quantize(16)
+        indexed = color.convert("RGB").quantize(16)
         indexed.info["transparency"] = bytes(range(0, 256, 16))
         return indexed
     if mode in {"LAB", "HSV", "YCbCr", "CMYK"}:
-        return colour.convert("RGB").convert(mode)
-    return colour.convert(mode)
+        return color.convert("RGB").convert(mode)
+    return color.convert(mode)
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -80,14 +80,14 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: np.ndarray) -> bytes:
-    """A PNG file written by hand: Pillow cannot write 16-bit colour, or a header without its pixels."""
+def png(width: int, height: int, depth: int, color: int, rows: np.ndarray) -> bytes:
+    """A PNG file written by hand: Pillow cannot write 16-bit color, or a header without its pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     pixels = b"".join(b"\0" + row.astype(rows.dtype.newbyteorder(">")).tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -116,7 +116,7 @@ def test_every_mode_and_size_gives_the_bytes_of_torchvision(
     for mode in MODES:
         image = noise_image(mode, size)
         plain = image.copy()
-        plain.info = {}  # Pillow warns about a palette's transparency, which changes no colour
+        plain.info = {}  # Pillow warns about a palette's transparency, which changes no color
         expected = np.asarray(reference(plain.convert("RGB")))
         assert np.array_equal(load(image, preprocessing), expected), mode
 
@@ -241,7 +241,7 @@ def test_grey_and_rgba_arrays_are_decoded() -> None:
 
 
 def test_of_an_animation_the_first_frame_is_taken() -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     for form in ("GIF", "PNG", "WEBP", "TIFF"):
         data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
         red, green, blue = np.asarray(decode(data))[4, 4]
@@ -285,14 +285,14 @@ def test_a_damaged_exif_block_leaves_the_picture_as_stored() -> None:
         assert np.array_equal(decode(data), stored)
 
 
-# More than eight bits, and other colour models
+# More than eight bits, and other color models
 
 
 def test_16_bit_grey_is_scaled_as_pillow_scales_16_bit_colour() -> None:
     samples = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    colour = png(256, 256, 16, 2, np.repeat(samples, 3, axis=1))
-    expected = np.asarray(decode(colour))
-    with Image.open(io.BytesIO(colour)) as image:
+    color = png(256, 256, 16, 2, np.repeat(samples, 3, axis=1))
+    expected = np.asarray(decode(color))
+    with Image.open(io.BytesIO(color)) as image:
         assert np.array_equal(np.asarray(image.convert("RGB")), expected)
     pgm = b"P5 256 256 65535\n" + samples.astype(">u2").tobytes()
     files = {
@@ -357,13 +357,13 @@ def test_integer_samples_outside_16_bits_are_refused(worst: int) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "TIFF"])
 def test_cmyk_files_keep_their_colours(form: str) -> None:
-    colours = {
+    colors = {
         "red": (0, 255, 255, 0),
         "green": (255, 0, 255, 0),
         "black": (0, 0, 0, 255),
         "white": (0, 0, 0, 0),
     }
-    for name, ink in colours.items():
+    for name, ink in colors.items():
         # Pillow writes JPEG as Adobe does, inverted, and TIFF not.
         data = encoded(Image.new("CMYK", (16, 16), ink), form)
         expected = {"green": (0, 255, 0)}.get(name) or Image.new("RGB", (1, 1), name).getpixel((0, 0))

@@ -29,7 +29,7 @@ PROMISED = {
     "TensorSpec",
     "Tolerance",
     "Verdict",
-    "Wish",
+    "SessionSpec",
     "open_session",
     "probe",
     "read_manifest",

@@ -26,7 +26,7 @@ from PIL import Image
 
 from resnet_export.runtime import session as session_module
 from resnet_export.runtime.backends import OpenRequest, Route
-from resnet_export.runtime.bundle.manifest import BatchRange, Manifest, Precision
+from resnet_export.runtime.bundle.manifest import BatchRange, Manifest
 from resnet_export.runtime.errors import (
     BackendError,
     BundleError,
@@ -37,6 +37,7 @@ from resnet_export.runtime.errors import (
     SchemaError,
     SessionClosedError,
 )
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.prediction import Prediction, best, softmax
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.choice import Choice
@@ -457,7 +458,7 @@ def test_a_program_that_ends_without_closing_answers_its_requests_and_exits(bund
 
 def test_without_a_wish_the_fastest_vouched_artifact_runs_and_the_trace_says_why(tmp_path: Path) -> None:
     if not {"avx512_vnni", "avx_vnni", "amx_int8", "asimd"} & set(probe().cpu_features):
-        pytest.skip("INT8 is passed over on a CPU without VNNI")
+        pytest.skip("INT8 is rejected on a CPU without VNNI")
     parity = {"int8.cpu": (tiny_bundle.passed(INT8_CPU, "openvino", "CPU"),)}
     path = tiny_bundle.write(tmp_path / "bundle", tiny_bundle.ALL, parity=parity)
     with open_session(path, device="cpu", threads=1) as session:
@@ -472,14 +473,14 @@ def test_without_a_wish_the_fastest_vouched_artifact_runs_and_the_trace_says_why
 
 def test_a_setting_that_departs_from_the_default_is_in_choice_and_trace(bundle: Path) -> None:
     with open_session(bundle, backend="onnxruntime", artifact="int8", device="cpu", threads=1) as session:
-        assert session.choice.emulated
+        assert session.choice.simulated
         (chosen,) = (item for item in session.trace if item.outcome == "chosen")
         for text in (*session.choice.notes, chosen.reason):
             assert "WeightBiasQuantization is off" in text
 
 
 @pytest.mark.parametrize(
-    ("wish", "expected"),
+    ("arguments", "expected"),
     [
         ({"threads": 0}, "threads is 0"),
         ({"threads": 1.5}, "threads is 1.5"),
@@ -488,9 +489,11 @@ def test_a_setting_that_departs_from_the_default_is_in_choice_and_trace(bundle: 
         ({"device": "cuda"}, "no device 'cuda'"),
     ],
 )
-def test_a_wrong_argument_is_a_request_error(bundle: Path, wish: dict[str, object], expected: str) -> None:
+def test_a_wrong_argument_is_a_request_error(
+    bundle: Path, arguments: dict[str, object], expected: str
+) -> None:
     with pytest.raises(RequestError, match=expected):
-        open_session(bundle, **wish)
+        open_session(bundle, **arguments)
 
 
 def test_an_artifact_that_does_not_exist_is_named_beside_those_that_do(bundle: Path) -> None:
@@ -522,9 +525,9 @@ def test_a_changed_artifact_is_never_parsed_and_never_passed_over(
     data[len(data) // 2] ^= 1
     graph.write_bytes(data)
     monkeypatch.setattr(session_module, "open_backend", lambda *_: pytest.fail("the bytes reached a backend"))
-    for wish in ({}, {"backend": "openvino"}, {"artifact": "fp32"}):
+    for request in ({}, {"backend": "openvino"}, {"artifact": "fp32"}):
         with pytest.raises(IntegrityError, match="sha256"):
-            open_session(path, **wish)
+            open_session(path, **request)
 
 
 @pytest.fixture
@@ -549,12 +552,14 @@ def test_what_cannot_be_opened_is_passed_over_with_its_error_in_the_trace(half_b
     assert {item.outcome for item in broken if item.backend in BACKENDS} == {"rejected"}
 
 
-@pytest.mark.parametrize("wish", [{"artifact": "int8.cpu"}, {"backend": "openvino", "precision": "int8"}])
+@pytest.mark.parametrize(
+    "arguments", [{"artifact": "int8.cpu"}, {"backend": "openvino", "precision": "int8"}]
+)
 def test_what_was_asked_for_by_name_and_cannot_be_opened_raises(
-    half_broken: Path, wish: dict[str, object]
+    half_broken: Path, arguments: dict[str, object]
 ) -> None:
     with pytest.raises(BackendError, match=r"cannot open artifact 'int8.cpu'") as caught:
-        open_session(half_broken, device="cpu", **wish)
+        open_session(half_broken, device="cpu", **arguments)
     assert not isinstance(caught.value, NoBackendError)
 
 

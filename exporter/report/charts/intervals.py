@@ -12,14 +12,14 @@ from resnet_export.exporter.report.charts.svg import (
     WIDTH,
     Role,
     blank,
-    colour,
+    color,
     fitted,
     hue,
     picture,
     to_svg,
     write,
 )
-from resnet_export.runtime.bundle.manifest import Precision
+from resnet_export.runtime.precision import Precision
 
 _ROW, _AXIS, _EDGE, _FIGURES = 36, 22, 8, 70
 
@@ -61,21 +61,21 @@ def intervals(
     axes = blank(figure)
     for i, row in enumerate(rows):
         y = i * _ROW
-        role = hue(row.precision) if row.passed else colour("bad")
+        role = hue(row.precision) if row.passed else color("bad")
         words: Role = "ink" if row.passed else "bad"
         cross = "" if row.passed else "✕ "
         write(axes, 0, y + 10, cross + fitted(row.title, WIDTH - _FIGURES), words)
         write(axes, WIDTH, y + 10, row.figures, words, ha="right", weight="bold")
         track = y + 25
-        axes.plot([_EDGE, WIDTH - _EDGE], [track] * 2, color=colour("line"), linewidth=1)
+        axes.plot([_EDGE, WIDTH - _EDGE], [track] * 2, color=color("line"), linewidth=1)
         if mark is not None:
             axes.plot(
-                [place(mark)] * 2, [track - 8, track + 8], color=colour("muted"), linewidth=1.5, dashes=(2, 2)
+                [place(mark)] * 2, [track - 8, track + 8], color=color("muted"), linewidth=1.5, dashes=(2, 2)
             )
         axes.plot([place(row.low), place(row.high)], [track] * 2, color=role, linewidth=4, alpha=0.5)
         axes.plot([place(row.value)], [track], marker="o", markersize=8, color=role, linestyle="none")
         if row.limit is not None:
-            axes.plot([place(row.limit)] * 2, [track - 7, track + 7], color=colour("ink"), linewidth=1.5)
+            axes.plot([place(row.limit)] * 2, [track - 7, track + 7], color=color("ink"), linewidth=1.5)
     for value, align in ((low, "left"), (high, "right")):
         x = 0 if align == "left" else WIDTH
         write(axes, x, bottom + 12, f"{value:.3g} {unit}".replace("-", "−"), "muted", ha=align)

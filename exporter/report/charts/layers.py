@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from resnet_export.exporter.report.charts.svg import (
     WIDTH,
-    colour,
+    color,
     fitted,
     framed,
     hue,
@@ -55,13 +55,13 @@ def layer_chart(found: Layerwise, name: str) -> Markup:
         heights,
         marker="X",
         markersize=9,
-        color=colour("bad"),
+        color=color("bad"),
         linestyle="none",
         clip_on=False,
     )
     if departing:
         x = order[departing[0]]
-        axes.axvline(x, color=colour("bad"), linewidth=1, dashes=(3, 3))
+        axes.axvline(x, color=color("bad"), linewidth=1, dashes=(3, 3))
         across = (x - 0.5) / len(order) * (WIDTH - _LEFT - _RIGHT)
         room = {"left": WIDTH - _LEFT - across, "right": _LEFT + across}
         side = max(room, key=lambda side: room[side])
@@ -80,7 +80,7 @@ def layer_chart(found: Layerwise, name: str) -> Markup:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("layer, in the order of the graph", color=colour("muted"), labelpad=4)
+    axes.set_xlabel("layer, in the order of the graph", color=color("muted"), labelpad=4)
     write(
         axes, -_LEFT / (WIDTH - _LEFT - _RIGHT), 1.22, "SNR in place, dB", "muted", transform=axes.transAxes
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from resnet_export.exporter.report.charts.svg import TEXT, WIDTH, colour, framed, hue, picture, to_svg, write
-from resnet_export.runtime.bundle.manifest import Precision
+from resnet_export.exporter.report.charts.svg import TEXT, WIDTH, color, framed, hue, picture, to_svg, write
+from resnet_export.runtime.precision import Precision
 
 _HEIGHT = 270
 _LEFT, _TOP, _RIGHT, _BOTTOM = 46, 18, 12, 42
@@ -81,7 +81,7 @@ def scatter(points: Sequence[Point], quantity: str, name: str) -> Markup:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g} %"))
     axes.tick_params(axis="y", labelsize=TEXT, pad=2)
     axes.set_xlabel(
-        "milliseconds an image", color=colour("muted"), fontsize=TEXT, labelpad=4, parse_math=False
+        "milliseconds an image", color=color("muted"), fontsize=TEXT, labelpad=4, parse_math=False
     )
     title = write(axes, 0, 1, quantity, "muted", transform=axes.transAxes, va="bottom")
     title.set_position((-(_LEFT - 2) / (WIDTH - _LEFT - _RIGHT), 1.02))
@@ -91,7 +91,7 @@ def scatter(points: Sequence[Point], quantity: str, name: str) -> Markup:
         [point.milliseconds for point in steps],
         [point.percent for point in steps],
         where="post",
-        color=colour("muted"),
+        color=color("muted"),
         linewidth=1.2,
     )
     for i, point in enumerate(points):
@@ -100,8 +100,8 @@ def scatter(points: Sequence[Point], quantity: str, name: str) -> Markup:
             [point.percent],
             marker="o" if point.passed else "X",
             markersize=9 if i in best else 7,
-            color=hue(point.precision) if point.passed else colour("bad"),
-            markerfacecolor=None if i in best or not point.passed else colour("surface"),
+            color=hue(point.precision) if point.passed else color("bad"),
+            markerfacecolor=None if i in best or not point.passed else color("surface"),
             markeredgewidth=1.6,
             linestyle="none",
         )

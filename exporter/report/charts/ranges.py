@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from resnet_export.calibration.observe.histogram import TensorStats
 from resnet_export.exporter.report.charts.clipping import Clipping, histogram
-from resnet_export.exporter.report.charts.svg import WIDTH, blank, colour, framed, picture, to_svg, write
+from resnet_export.exporter.report.charts.svg import WIDTH, blank, color, framed, picture, to_svg, write
 
 _BINS = 64
 _LEAST = 1e-9
@@ -31,7 +31,7 @@ def overview(found: Sequence[Clipping], name: str) -> Markup:
     ends: list[tuple[float, str, str]] = []
     for title, values, role, width in lines:
         shown = [value if value > _LEAST else np.nan for value in values]
-        axes.plot(order, shown, color=colour(role), linewidth=width)  # type: ignore[arg-type]
+        axes.plot(order, shown, color=color(role), linewidth=width)  # type: ignore[arg-type]
         known = [value for value in shown if value == value]
         if known:
             ends.append((known[-1], title, role))
@@ -44,7 +44,7 @@ def overview(found: Sequence[Clipping], name: str) -> Markup:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("tensor, in the order of the graph", color=colour("muted"), labelpad=4)
+    axes.set_xlabel("tensor, in the order of the graph", color=color("muted"), labelpad=4)
     write(axes, -44 / (WIDTH - 106), 1.14, "magnitude of the values", "muted", transform=axes.transAxes)
     for y, (_, title, role) in zip(_apart(axes.transData, ends), sorted(ends), strict=True):
         bold = "bold" if title == "clip" else "normal"
@@ -86,17 +86,17 @@ def clip_histogram(one: Clipping, stats: TensorStats, name: str) -> Markup:
     edges = np.linspace(1, WIDTH - 1, _BINS + 1)
     middles = low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
     kept = np.abs(middles) <= one.range.amax
-    for chosen, role in ((kept, colour("int8")), (~kept, colour("muted"))):
+    for chosen, role in ((kept, color("int8")), (~kept, color("muted"))):
         axes.stairs(
             base - np.where(chosen, tall, 0), edges, baseline=base, fill=True, color=role, linewidth=0
         )
-    axes.plot([0, WIDTH], [base, base], color=colour("line"), linewidth=1)
+    axes.plot([0, WIDTH], [base, base], color=color("line"), linewidth=1)
     for clip in (-one.range.amax, one.range.amax):
         if low <= clip <= high:
-            axes.plot([place(clip)] * 2, [top - 6, base], color=colour("ink"), linewidth=1.5)
+            axes.plot([place(clip)] * 2, [top - 6, base], color=color("ink"), linewidth=1.5)
     for end in (one.range.low, one.range.high):
         if end:
-            axes.plot([place(end)] * 2, [top - 6, base], color=colour("muted"), linewidth=1.2, dashes=(3, 2))
+            axes.plot([place(end)] * 2, [top - 6, base], color=color("muted"), linewidth=1.2, dashes=(3, 2))
     for value, align in ((low, "left"), (high, "right")):
         write(
             axes,

@@ -24,7 +24,7 @@ def milliseconds(report: ParityReport) -> dict[str, float]:
 def quantity(report: ParityReport) -> str:
     """Return what time is held against: accuracy where there are labels, agreement otherwise."""
     checks = [check for entry in report.entries for check in entry.checks if check.images == "data"]
-    if any(check.comparison.labelled for check in checks):
+    if any(check.comparison.labeled for check in checks):
         return "accuracy on the data"
     return "top-1 agreement on the data" if checks else "top-1 agreement on the golden images"
 
@@ -43,8 +43,8 @@ def points(report: ParityReport) -> tuple[Point, ...]:
 
 
 def _percent(check: Check) -> float:
-    labelled = check.comparison.labelled
-    return 100 * (labelled.candidate_accuracy if labelled else check.comparison.figures.top1_agreement)
+    labeled = check.comparison.labeled
+    return 100 * (labeled.candidate_accuracy if labeled else check.comparison.figures.top1_agreement)
 
 
 def _images(entry: Entry, report: ParityReport) -> int:
@@ -56,7 +56,7 @@ def _images(entry: Entry, report: ParityReport) -> int:
 
 
 def _is_reference(entry: Entry, report: ParityReport) -> bool:
-    """Whether the run was what others were compared with on unlabelled data: it ran it, and has no check of it."""
+    """Whether the run was what others were compared with on unlabeled data: it ran it, and has no check of it."""
     return bool(_data_images(report)) and entry.error is None and entry.check("data") is None
 
 

@@ -1,6 +1,6 @@
-"""Charts as small SVG pictures that belong to the page: its fonts, its colours, light and dark.
+"""Charts as small SVG pictures that belong to the page: its fonts, its colors, light and dark.
 
-matplotlib draws; what it writes is then cut down to what the page needs. Colours are named by their role and
+matplotlib draws; what it writes is then cut down to what the page needs. Colors are named by their role and
 become CSS variables, text stays text in the page's own font, and nothing in a picture depends on the time, the
 machine or the user's settings. A picture is 320 units wide and its text 12 units high, so that it can be read on a
 phone as it is.
@@ -22,15 +22,15 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.parity.measure.comparison import printable
+from resnet_export.runtime.precision import Precision
 
 WIDTH = 320
 TEXT = 12
 
 Role = Literal["ink", "muted", "line", "surface", "good", "bad", "fp32", "bf16", "fp16", "int8"]
 
-# matplotlib needs colours and the page wants names: each role has a colour that is drawn with nowhere else.
+# matplotlib needs colors and the page wants names: each role has a color that is drawn with nowhere else.
 _HUES: dict[Precision, Role] = {
     Precision.FP32: "fp32",
     Precision.BF16: "bf16",
@@ -55,14 +55,14 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def colour(role: Role) -> str:
-    """Return what stands for the page's colour `role` while a picture is drawn."""
+def color(role: Role) -> str:
+    """Return what stands for the page's color `role` while a picture is drawn."""
     return _STAND_IN % _ROLES.index(role)
 
 
 def hue(precision: Precision) -> str:
-    """Return the colour of a precision, the same in every picture."""
-    return colour(_HUES[precision])
+    """Return the color of a precision, the same in every picture."""
+    return color(_HUES[precision])
 
 
 @contextmanager
@@ -101,9 +101,9 @@ def framed(figure: Figure, left: float, top: float, right: float, bottom: float)
     axes.patch.set_visible(False)
     for side in ("left", "top", "right"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(colour("line"))
-    axes.tick_params(colors=colour("muted"), length=0, labelsize=TEXT, pad=5)
-    axes.grid(axis="y", color=colour("line"), linewidth=0.7)
+    axes.spines["bottom"].set_color(color("line"))
+    axes.tick_params(colors=color("muted"), length=0, labelsize=TEXT, pad=5)
+    axes.grid(axis="y", color=color("line"), linewidth=0.7)
     axes.set_axisbelow(True)
     return axes
 
@@ -114,7 +114,7 @@ def write(axes: Axes, x: float, y: float, text: str, role: Role = "ink", **optio
         x,
         y,
         printable(text),
-        color=colour(role),
+        color=color(role),
         fontsize=TEXT,
         parse_math=False,
         **{"va": "center", **options},

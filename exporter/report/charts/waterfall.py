@@ -10,7 +10,7 @@ from resnet_export.exporter.report.charts.svg import (
     WIDTH,
     Role,
     blank,
-    colour,
+    color,
     fitted,
     hue,
     picture,
@@ -40,7 +40,7 @@ def waterfall(found: Attribution, name: str) -> Markup:
     def place(share: float) -> float:
         return _NAME + (share - low) * scale
 
-    axes.plot([place(0)] * 2, [_TOP, _TOP + rows * _ROW - 2], color=colour("line"), linewidth=1)
+    axes.plot([place(0)] * 2, [_TOP, _TOP + rows * _ROW - 2], color=color("line"), linewidth=1)
     for i, stage in enumerate(found.stages):
         y = _TOP + (i + 0.5) * _ROW
         role: Role = "ink" if stage.passed else "bad"
@@ -52,15 +52,15 @@ def waterfall(found: Attribution, name: str) -> Markup:
                 max(abs(end - start), 1.5),
                 left=min(start, end),
                 height=0.6 * _ROW,
-                color=hue(stage.precision) if stage.passed else colour("bad"),
+                color=hue(stage.precision) if stage.passed else color("bad"),
             )
-        axes.plot([end, end], [y, y + _ROW], color=colour("muted"), linewidth=0.7)
+        axes.plot([end, end], [y, y + _ROW], color=color("muted"), linewidth=0.7)
         write(axes, WIDTH, y, _figures(stage), role, ha="right")
     y = _TOP + (rows - 0.5) * _ROW
     write(axes, _NAME - 8, y, "in all", ha="right", weight="bold")
     total = found.total or 0.0
     if total:
-        axes.barh(y, place(1) - place(0), left=place(0), height=0.6 * _ROW, color=colour("ink"))
+        axes.barh(y, place(1) - place(0), left=place(0), height=0.6 * _ROW, color=color("ink"))
     write(axes, WIDTH, y, scientific(total), ha="right", weight="bold")
     return to_svg(figure, name, found.sentence)
 

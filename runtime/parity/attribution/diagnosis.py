@@ -31,7 +31,7 @@ def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varie
     3. The earliest stage, in the order of the line, whose step by itself breaks its limits in an artifact that failed;
        an artifact that could not be opened or run, or that computes another thing in other batches or than was
        recorded, counts as `backend`.
-    4. `labels`, when nothing but the labels of further images is wrong, or the accuracy of every run alike.
+    4. `labels`, when nothing but the labels of validation images is wrong, or the accuracy of every run alike.
     5. The stage that has the largest share in the error of the first artifact that failed, where each step by itself
        is within its limits.
     """
@@ -56,7 +56,7 @@ def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varie
 def suspects(report: ParityReport) -> tuple[str, ...]:
     """Return the artifacts whose layers may show what failed, in the order of the report.
 
-    Empty where something else is to blame: the labels of further images, a network that ignores its input, or a
+    Empty where something else is to blame: the labels of validation images, a network that ignores its input, or a
     host that normalizes otherwise than the export, which spoils every artifact alike.
     """
     normalized = all(criterion.passed for criterion in report.preprocessing if criterion.name == NORMALIZE)

@@ -20,7 +20,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_export.runtime.bundle.manifest import Precision, Struct
+from resnet_export.runtime.bundle.manifest import Struct
+from resnet_export.runtime.precision import Precision
 
 Kind = Literal["fp32", "fp16", "weights", "activations"]
 """What a layer rounds: its arithmetic to fp32 or fp16, its weights to int8, or one tensor to int8."""

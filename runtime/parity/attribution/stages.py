@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from resnet_export.runtime.bundle.manifest import Artifact, Precision, Struct, Tolerance
+from resnet_export.runtime.bundle.manifest import Artifact, Struct
 from resnet_export.runtime.errors import BundleError
 from resnet_export.runtime.parity.criteria.evaluate import Criterion, judge
 from resnet_export.runtime.parity.criteria.tolerances import coarser, near_tie_width
 from resnet_export.runtime.parity.measure.metrics import Metrics, inner, varies
+from resnet_export.runtime.precision import Precision, Tolerance
 
 BACKEND = "backend"
 
@@ -180,7 +181,7 @@ def _judge_step(
     figures = Metrics.of(known, found, near_tie_width(tolerance, known)).result()
     if not varies(known):
         # What a network that ignores its input leaves undefined is no error of the steps behind it.
-        tolerance = msgspec.structs.replace(tolerance, centred_cosine=None)
+        tolerance = msgspec.structs.replace(tolerance, centered_cosine=None)
         if np.array_equal(known, found):
             tolerance = msgspec.structs.replace(tolerance, relative_error=None)
     return judge(figures, tolerance, near_ties_agree=near_ties_agree)

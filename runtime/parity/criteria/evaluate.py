@@ -8,11 +8,12 @@ from typing import Literal
 
 import msgspec
 
-from resnet_export.runtime.bundle.manifest import Struct, Tolerance
+from resnet_export.runtime.bundle.manifest import Struct
 from resnet_export.runtime.parity.measure.comparison import Comparison, printable
-from resnet_export.runtime.parity.measure.labels import Labelled
+from resnet_export.runtime.parity.measure.labels import Labeled
 from resnet_export.runtime.parity.measure.metrics import Figures
 from resnet_export.runtime.parity.measure.statistics import images_needed, wilson
+from resnet_export.runtime.precision import Tolerance
 
 # "Slight agreement" ends at 0.20 (J. R. Landis and G. G. Koch, Biometrics 33, 1977); a classifier worth
 # shipping lies far above, one that is judged by labels of other classes at or below zero.
@@ -29,7 +30,7 @@ _CLASSES = 12
 MIN_ACCURACY = "min_accuracy"
 
 LABEL_CRITERIA = frozenset({"labels_fit", "labels_order"})
-"""The criteria that judge the labels of further images, and no artifact."""
+"""The criteria that judge the labels of validation images, and no artifact."""
 
 
 class Criterion(Struct, frozen=True):
@@ -58,10 +59,10 @@ def judge(figures: Figures, tolerance: Tolerance, *, near_ties_agree: bool = Fal
     found = [at_most("finite", figures.non_finite, 0, "images with NaN or infinite logits")]
     if tolerance.relative_error is not None:
         found.append(at_most("relative_error", figures.relative_error, tolerance.relative_error, "‖a−b‖/‖b‖"))
-    if tolerance.centred_cosine is not None:
-        varied = figures.centred_cosine is not None or figures.non_finite == figures.images
+    if tolerance.centered_cosine is not None:
+        varied = figures.centered_cosine is not None or figures.non_finite == figures.images
         detail = "" if varied else "undefined, since the reference gives every image the same logits"
-        found.append(at_least("centred_cosine", figures.centred_cosine, tolerance.centred_cosine, detail))
+        found.append(at_least("centered_cosine", figures.centered_cosine, tolerance.centered_cosine, detail))
     if tolerance.top1_agreement is not None:
         found.append(_agreement(figures, tolerance.top1_agreement, near_ties_agree))
     return tuple(found)
@@ -80,81 +81,81 @@ def min_agreement(comparison: Comparison, percent: float) -> Criterion:
     )
 
 
-def min_accuracy(labelled: Labelled, percent: float) -> Criterion:
+def min_accuracy(labeled: Labeled, percent: float) -> Criterion:
     """Hold the observed top-1 accuracy, in percent, to the limit that a user set.
 
     The only criterion that sees what both sides of a comparison lose alike.
     """
-    interval = labelled.candidate_interval
+    interval = labeled.candidate_interval
     return at_least(
         MIN_ACCURACY,
-        100 * labelled.candidate_accuracy,
+        100 * labeled.candidate_accuracy,
         percent,
-        f"of {labelled.images} images, 95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f} %",
+        f"of {labeled.images} images, 95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f} %",
     )
 
 
-def max_drop(labelled: Labelled, points: float) -> Criterion:
+def max_drop(labeled: Labeled, points: float) -> Criterion:
     """Hold the observed accuracy drop, in percentage points, to the limit that a user set.
 
     Where the interval of the drop holds the limit, the detail says that the data cannot decide and how many
     images could.
     """
-    detail = _drop_detail(labelled)
-    if not resolves(labelled, points):
-        detail += "; " + unresolved(labelled, points)
-    return at_most("max_drop", labelled.drop_points, points, detail)
+    detail = _drop_detail(labeled)
+    if not resolves(labeled, points):
+        detail += "; " + unresolved(labeled, points)
+    return at_most("max_drop", labeled.drop_points, points, detail)
 
 
-def accuracy_drop(labelled: Labelled) -> Criterion:
+def accuracy_drop(labeled: Labeled) -> Criterion:
     """Fail an accuracy drop that is beyond doubt: the whole interval lies above `DROP_POINTS`.
 
-    For labelled images when the user sets no limit, which `max_drop` would hold to the letter.
+    For labeled images when the user sets no limit, which `max_drop` would hold to the letter.
     """
-    interval = labelled.drop_interval_points
+    interval = labeled.drop_interval_points
     return Criterion(
         name="accuracy_drop",
-        value=labelled.drop_points,
+        value=labeled.drop_points,
         relation="≤",
         limit=DROP_POINTS,
         passed=interval.low <= DROP_POINTS,
-        detail=_drop_detail(labelled),
+        detail=_drop_detail(labeled),
     )
 
 
-def labels_fit(labelled: Labelled) -> Criterion | None:
+def labels_fit(labeled: Labeled) -> Criterion | None:
     """Check that the labels belong to this model: labels off by one class look like a harmless drop of zero.
 
     Fails when even the upper end of the interval of Cohen's kappa between the reference's predictions and
     the labels lies below `LABELS_KAPPA`, where they have hardly anything to do with each other. None where
     kappa is undefined, because every image has one and the same class.
     """
-    interval = labelled.reference_kappa_interval
-    if labelled.reference_kappa is None or interval is None:
+    interval = labeled.reference_kappa_interval
+    if labeled.reference_kappa is None or interval is None:
         return None
     return Criterion(
         name="labels_fit",
-        value=labelled.reference_kappa,
+        value=labeled.reference_kappa,
         relation="≥",
         limit=LABELS_KAPPA,
         passed=interval.high >= LABELS_KAPPA,
         detail=f"Cohen's kappa of the reference's predictions and the labels, 95 % interval "
         f"{interval.low:.3f} to {interval.high:.3f}; the reference is right on "
-        f"{100 * labelled.reference_accuracy:.2f} % of {labelled.images} images",
+        f"{100 * labeled.reference_accuracy:.2f} % of {labeled.images} images",
     )
 
 
-def labels_order(labelled: Labelled, names: Sequence[str] = ()) -> Criterion:
+def labels_order(labeled: Labeled, names: Sequence[str] = ()) -> Criterion:
     """Check that no classes' labels are exchanged for each other's: both sides of a comparison lose alike by it.
 
     `names` are those of the classes; without, numbers stand for them.
     """
-    classes = sum(map(len, labelled.exchanged))
+    classes = sum(map(len, labeled.exchanged))
     if not classes:
         return at_most("labels_order", 0, 0, "classes whose images the reference gives to each other")
-    cycles = [_cycle(cycle, names) for cycle in labelled.exchanged[:_CYCLES]]
-    if len(labelled.exchanged) > _CYCLES:
-        cycles.append(f"and {len(labelled.exchanged) - _CYCLES} more")
+    cycles = [_cycle(cycle, names) for cycle in labeled.exchanged[:_CYCLES]]
+    if len(labeled.exchanged) > _CYCLES:
+        cycles.append(f"and {len(labeled.exchanged) - _CYCLES} more")
     found = at_most(
         "labels_order",
         classes,
@@ -166,25 +167,25 @@ def labels_order(labelled: Labelled, names: Sequence[str] = ()) -> Criterion:
     return msgspec.structs.replace(found, words=words)
 
 
-def images_short(labelled: Labelled, points: float) -> int:
+def images_short(labeled: Labeled, points: float) -> int:
     """Return about how many images would resolve `points`, zero when no number of them would."""
-    return images_needed(labelled.paired, min(points, 100) / 100) if points > 0 else 0
+    return images_needed(labeled.paired, min(points, 100) / 100) if points > 0 else 0
 
 
-def resolves(labelled: Labelled, points: float) -> bool:
+def resolves(labeled: Labeled, points: float) -> bool:
     """Whether the interval of the drop lies on one side of `points`."""
-    interval = labelled.drop_interval_points
+    interval = labeled.drop_interval_points
     return interval.high <= points or interval.low > points
 
 
-def unresolved(labelled: Labelled, points: float) -> str:
+def unresolved(labeled: Labeled, points: float) -> str:
     """Return the clause that says that the data are too few for `points`, and how many would do."""
     if points <= 0:
-        return f"{labelled.images} images cannot show that nothing at all is lost"
-    needed = images_short(labelled, points)
-    if needed > labelled.images:
-        return f"{labelled.images} images are too few to resolve {points:g} points (about {needed} would do)"
-    return f"the drop is too close to {points:g} points for {labelled.images} images to tell"
+        return f"{labeled.images} images cannot show that nothing at all is lost"
+    needed = images_short(labeled, points)
+    if needed > labeled.images:
+        return f"{labeled.images} images are too few to resolve {points:g} points (about {needed} would do)"
+    return f"the drop is too close to {points:g} points for {labeled.images} images to tell"
 
 
 def batches(errors: Mapping[int, float | None], limit: float) -> Criterion:
@@ -243,11 +244,11 @@ def _cycle(classes: Sequence[int], names: Sequence[str]) -> str:
     return " → ".join([*said, said[0]])
 
 
-def _drop_detail(labelled: Labelled) -> str:
-    interval = labelled.drop_interval_points
+def _drop_detail(labeled: Labeled) -> str:
+    interval = labeled.drop_interval_points
     return (
-        f"{100 * labelled.reference_accuracy:.2f} % to {100 * labelled.candidate_accuracy:.2f} % on "
-        f"{labelled.images} images, 95 % interval {interval.low:.2f} to {interval.high:.2f} points"
+        f"{100 * labeled.reference_accuracy:.2f} % to {100 * labeled.candidate_accuracy:.2f} % on "
+        f"{labeled.images} images, 95 % interval {interval.low:.2f} to {interval.high:.2f} points"
     )
 
 

@@ -16,36 +16,28 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_export.runtime.bundle.manifest import Precision, Struct, Tolerance
+from resnet_export.runtime.bundle.manifest import Struct
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.precision import PRECISIONS, Precision, Tolerance
 
-TABLE: Mapping[Precision, Tolerance] = {
-    # Clean: 3e-6 and 5e-12 at most. The relative error is what the export itself is held to after every step.
-    Precision.FP32: Tolerance(relative_error=1e-4, centred_cosine=0.9999999, top1_agreement=0.99),
-    # Clean: 2.4e-3 and 1 − 3e-6.
-    Precision.FP16: Tolerance(relative_error=1e-2, centred_cosine=0.9999, top1_agreement=0.99),
-    # Clean: 2.8e-2 and 1 − 4e-4.
-    Precision.BF16: Tolerance(relative_error=6e-2, centred_cosine=0.998, top1_agreement=0.98),
-    # Clean: 1.1e-2 and 1 − 6e-5. A fault that costs 1 % of the predictions starts at 0.12 and 1 − 8e-3.
-    Precision.INT8: Tolerance(relative_error=0.1, centred_cosine=0.995, top1_agreement=0.95),
-}
+TABLE: Mapping[Precision, Tolerance] = {name: row.tolerance for name, row in PRECISIONS.items()}
 """The limits per precision, on natural images, against eager fp32."""
 
 UNTRAINED_INT8: Mapping[int, Tolerance] = {
     # Clean, at 64 pixels, where the last average has least to average over: 0.125 and 1 − 8.3e-3; 0.166 and 1 − 0.015;
     # 0.257 and 1 − 0.037; 0.316 and 1 − 0.054; 0.354 and 1 − 0.071.
-    18: Tolerance(relative_error=0.2, centred_cosine=0.98, top1_agreement=0.95),
-    34: Tolerance(relative_error=0.27, centred_cosine=0.963, top1_agreement=0.95),
-    50: Tolerance(relative_error=0.41, centred_cosine=0.907, top1_agreement=0.95),
-    101: Tolerance(relative_error=0.5, centred_cosine=0.866, top1_agreement=0.95),
-    152: Tolerance(relative_error=0.57, centred_cosine=0.823, top1_agreement=0.95),
+    18: Tolerance(relative_error=0.2, centered_cosine=0.98, top1_agreement=0.95),
+    34: Tolerance(relative_error=0.27, centered_cosine=0.963, top1_agreement=0.95),
+    50: Tolerance(relative_error=0.41, centered_cosine=0.907, top1_agreement=0.95),
+    101: Tolerance(relative_error=0.5, centered_cosine=0.866, top1_agreement=0.95),
+    152: Tolerance(relative_error=0.57, centered_cosine=0.823, top1_agreement=0.95),
 }
-"""The limits of int8 for networks with random weights, by depth.
+"""The limits of int8 for networks with random weights, by the number of layers in series.
 
 Such weights leave activations without the structure that makes int8 accurate, and every layer adds its part."""
 
 # From exact to coarse. An int8 graph that a backend happens to compute in fp32 still holds int8 weights.
-_COARSENESS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
+_COARSENESS = tuple(PRECISIONS)
 
 NEAR_TIE_SIGMAS = 2.0
 
@@ -61,7 +53,7 @@ class Override(Struct, frozen=True, omit_defaults=True):
     """Limits that replace those of one precision. A key that is left out keeps its limit, null drops it."""
 
     relative_error: Error | msgspec.UnsetType | None = msgspec.UNSET
-    centred_cosine: Cosine | msgspec.UnsetType | None = msgspec.UNSET
+    centered_cosine: Cosine | msgspec.UnsetType | None = msgspec.UNSET
     top1_agreement: Fraction | msgspec.UnsetType | None = msgspec.UNSET
 
 
@@ -71,22 +63,22 @@ GivenLimits = Mapping[str, Mapping[str, float | None]] | Mapping[Precision, Over
 """Limits as a caller writes them: those of a tolerance file as mappings, or `Override` objects."""
 
 
-def table(*, untrained: bool, depth: int | None = None) -> Mapping[Precision, Tolerance]:
+def table(*, untrained: bool, layers_in_series: int | None = None) -> Mapping[Precision, Tolerance]:
     """Return the limits per precision for a trained or an untrained network.
 
-    Only int8 on untrained networks depends on the depth. One that `UNTRAINED_INT8` lacks has the limits of the next
-    depth that it has, or of the greatest; None has those of the least.
+    Only int8 on untrained networks depends on the layers in series. A number that `UNTRAINED_INT8` lacks has the limits
+    of the next that it has, or of the greatest; None has those of the least.
     """
     if not untrained:
         return TABLE
     known = sorted(UNTRAINED_INT8)
-    nearest = next((one for one in known if one >= (depth or 0)), known[-1])
+    nearest = next((one for one in known if one >= (layers_in_series or 0)), known[-1])
     return {**TABLE, Precision.INT8: UNTRAINED_INT8[nearest]}
 
 
-def for_manifest(*, untrained: bool = False, depth: int | None = None) -> dict[str, Tolerance]:
+def for_manifest(*, untrained: bool = False, layers_in_series: int | None = None) -> dict[str, Tolerance]:
     """Return the table as `Manifest.tolerances` holds it."""
-    limits = table(untrained=untrained, depth=depth)
+    limits = table(untrained=untrained, layers_in_series=layers_in_series)
     return {str(precision): tolerance for precision, tolerance in limits.items()}
 
 
@@ -104,10 +96,12 @@ def tolerance_for(
     overrides: Overrides | None = None,
     *,
     untrained: bool = False,
-    depth: int | None = None,
+    layers_in_series: int | None = None,
 ) -> Tolerance:
     """Return the limits for `precision`: the user's, where there are none the bundle's, then the table's."""
-    tolerance = (manifest or {}).get(str(precision), table(untrained=untrained, depth=depth)[precision])
+    tolerance = (manifest or {}).get(
+        str(precision), table(untrained=untrained, layers_in_series=layers_in_series)[precision]
+    )
     override = (overrides or {}).get(precision)
     if override is None:
         return tolerance
@@ -118,7 +112,7 @@ def tolerance_for(
 
 
 def parse_overrides(data: bytes, name: str = "the tolerance file") -> dict[Precision, Override]:
-    """Read a tolerance file: JSON such as {"fp16": {"centred_cosine": 0.9995, "top1_agreement": null}}.
+    """Read a tolerance file: JSON such as {"fp16": {"centered_cosine": 0.9995, "top1_agreement": null}}.
 
     Raises RequestError for anything else, unknown precisions, repeated keys and values out of range included.
     """
@@ -152,16 +146,18 @@ def loosened(
     overrides: Overrides,
     *,
     untrained: bool = False,
-    depth: int | None = None,
+    layers_in_series: int | None = None,
 ) -> tuple[str, ...]:
     """Return a sentence for each source of limits in force, the bundle and the user, that are looser than the table's.
 
     `manifest` and `overrides` are what `tolerance_for` takes; a limit that is not checked is the loosest.
     """
-    shipped = table(untrained=untrained, depth=depth)
+    shipped = table(untrained=untrained, layers_in_series=layers_in_series)
     found: dict[str, list[str]] = {}
     for precision, row in shipped.items():
-        force = tolerance_for(precision, manifest, overrides, untrained=untrained, depth=depth)
+        force = tolerance_for(
+            precision, manifest, overrides, untrained=untrained, layers_in_series=layers_in_series
+        )
         given = overrides.get(precision, Override())
         for name, value in msgspec.structs.asdict(force).items():
             expected = getattr(row, name)
@@ -224,14 +220,14 @@ def near_tie_width(tolerance: Tolerance, reference: ArrayLike) -> float:
     """Return how close, in logits, two classes must be in the reference for permitted error to swap them.
 
     `reference` is float [N, C], the eager logits on the golden images. Error that stays within `tolerance`
-    has a root mean square of at most s = ‖b − mean b‖ · √(1 − centred_cosine²) / √(N·C), or of
+    has a root mean square of at most s = ‖b − mean b‖ · √(1 − centered_cosine²) / √(N·C), or of
     relative_error · ‖b‖ / √(N·C), whichever limit is tighter. The difference of two logits then wanders by
     √2·s; the width is two of those. Zero when the tolerance limits neither.
     """
     b = np.asarray(reference, np.float64)
     allowed: list[float] = []
-    if tolerance.centred_cosine is not None:
-        sine = math.sqrt(max(0.0, 1 - tolerance.centred_cosine**2))
+    if tolerance.centered_cosine is not None:
+        sine = math.sqrt(max(0.0, 1 - tolerance.centered_cosine**2))
         allowed.append(sine * float(np.sqrt(np.mean((b - b.mean(axis=0)) ** 2))))
     if tolerance.relative_error is not None:
         allowed.append(tolerance.relative_error * float(np.sqrt(np.mean(b**2))))

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.bundle.manifest import Struct
 from resnet_export.runtime.errors import BackendError, DatasetError
-from resnet_export.runtime.parity.measure.labels import Labelled, Outcomes, checked_labels
+from resnet_export.runtime.parity.measure.labels import Labeled, Outcomes, checked_labels
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics, predictions
 from resnet_export.runtime.parity.measure.statistics import Interval, wilson
 
@@ -80,7 +80,7 @@ class Comparison(Struct, frozen=True):
     near_tie: float
     top1_interval: Interval
     top5_interval: Interval
-    labelled: Labelled | None
+    labeled: Labeled | None
     flips: tuple[Flip, ...]
     flip_count: int
 
@@ -157,7 +157,7 @@ class Tally:
             near_tie=self.near_tie,
             top1_interval=wilson(figures.top1, figures.images),
             top5_interval=wilson(figures.top5, figures.images),
-            labelled=self.outcomes.labelled() if self.outcomes else None,
+            labeled=self.outcomes.labeled() if self.outcomes else None,
             flips=self.flips,
             flip_count=self.flip_count,
         )

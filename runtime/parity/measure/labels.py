@@ -24,7 +24,7 @@ from resnet_export.runtime.parity.measure.statistics import (
 )
 
 
-class Labelled(Struct, frozen=True):
+class Labeled(Struct, frozen=True):
     """What labels add. Accuracies are fractions, drops percentage points (positive: accuracy was lost).
 
     `p_value` is McNemar's exact test of no difference; `distinguishable` says whether it is below 5 %.
@@ -65,7 +65,7 @@ class Labelled(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Who is right, and how sure: the labelled half of a tally. Add sets of images with `+`."""
+    """Who is right, and how sure: the labeled half of a tally. Add sets of images with `+`."""
 
     paired: Paired
     reference: Reliability
@@ -110,7 +110,7 @@ class Outcomes:
             pairs=self.pairs + other.pairs,
         )
 
-    def labelled(self) -> Labelled:
+    def labeled(self) -> Labeled:
         """Return the figures of these images."""
         counts = self.paired
         n = counts.images
@@ -119,7 +119,7 @@ class Outcomes:
         right = counts.both + counts.reference
         right_interval = wilson(right, n)
         chance = inner(self.predicted / n, self.labelled_as / n)
-        return Labelled(
+        return Labeled(
             images=n,
             both_right=counts.both,
             only_reference_right=counts.reference,

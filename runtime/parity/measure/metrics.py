@@ -4,9 +4,9 @@
 sets, and `result` reads the figures, so memory does not grow with the number of images and the result does
 not depend on how they were batched, up to float64 rounding. `docs/parity.md` gives every formula.
 
-The centred cosine needs the mean over all images before the first one can be centred. The pairwise update
+The centered cosine needs the mean over all images before the first one can be centered. The pairwise update
 of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances"
-(1979), keeps centred second moments instead, which loses nothing to cancellation when the mean is far
+(1979), keeps centered second moments instead, which loses nothing to cancellation when the mean is far
 larger than the spread.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_export.runtime.bundle.manifest import Struct
 from resnet_export.runtime.errors import RequestError
 
-# Below this share of their squared norm, the centred logits are float64 rounding and not variation: float32
+# Below this share of their squared norm, the centered logits are float64 rounding and not variation: float32
 # logits that differ anywhere among a billion leave more than 1e-24, rounding of the mean less than 1e-30.
 _NO_VARIATION = 1e-27
 
@@ -34,7 +34,7 @@ class Figures(Struct, frozen=True):
     """The figures of one comparison. Counts are over all images, errors over those with finite logits.
 
     `max_abs` and `mean_abs` are absolute logit differences; `relative_error` is ‖a−b‖/‖b‖ over all logits;
-    `cosine` is over all logits, `centred_cosine` after the mean reference logits were subtracted from both;
+    `cosine` is over all logits, `centered_cosine` after the mean reference logits were subtracted from both;
     `snr_db` is −20·log10(relative_error); `mean_kl` is the mean of KL(softmax b ‖ softmax a) in nats. A
     figure is None where it is undefined: `snr_db` without any error, a cosine without any signal, all of
     them without finite logits.
@@ -56,7 +56,7 @@ class Figures(Struct, frozen=True):
     mean_abs: float | None
     relative_error: float | None
     cosine: float | None
-    centred_cosine: float | None
+    centered_cosine: float | None
     snr_db: float | None
     mean_kl: float | None
     top1: int
@@ -219,7 +219,7 @@ class Metrics:
         some = self.finite > 0
         relative = math.sqrt(self.sum_dd / self.sum_bb) if self.sum_bb > 0 else None
         varied_b = self.centred_bb > _NO_VARIATION * self.sum_bb
-        # Both sides are centred on the reference's mean, so the candidate keeps its distance from that mean.
+        # Both sides are centered on the reference's mean, so the candidate keeps its distance from that mean.
         gap = self.mean_a - self.mean_b
         around_b = self.centred_aa + self.finite * inner(gap, gap)
         return Figures(
@@ -230,7 +230,7 @@ class Metrics:
             mean_abs=self.sum_abs / (self.finite * self.classes) if some else None,
             relative_error=relative,
             cosine=_cosine(self.sum_ab, self.sum_aa, self.sum_bb),
-            centred_cosine=_cosine(self.centred_ab, around_b, self.centred_bb) if varied_b else None,
+            centered_cosine=_cosine(self.centred_ab, around_b, self.centred_bb) if varied_b else None,
             snr_db=-20 * math.log10(relative) if relative else None,
             mean_kl=self.sum_kl / self.finite if some else None,
             top1=self.top1,
@@ -312,8 +312,8 @@ def distance(one: ArrayLike, other: ArrayLike, scale: ArrayLike) -> float | None
 def varies(logits: ArrayLike) -> bool:
     """Whether finite logits [N, C] differ between the images by more than rounding does."""
     x = np.asarray(logits, np.float64)
-    centred = x - x.mean(axis=0)
-    return inner(centred, centred) > SAME**2 * inner(x, x)
+    centered = x - x.mean(axis=0)
+    return inner(centered, centered) > SAME**2 * inner(x, x)
 
 
 def log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:

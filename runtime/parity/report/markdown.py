@@ -17,7 +17,7 @@ _CRITERIA = ("", "artifact", "backend", "images", "criterion", "value", "limit")
 
 
 def render(report: ParityReport, limit: int = LIMIT) -> str:
-    """Return GitHub-flavoured Markdown of at most `limit` characters; it says when something did not fit."""
+    """Return GitHub-varianted Markdown of at most `limit` characters; it says when something did not fit."""
     verdict = report.verdict
     arch = escape(report.bundle.arch)
     parts = [
@@ -49,14 +49,14 @@ def escape(text: str) -> str:
 
 
 def _fitting(parts: Sequence[str], limit: int) -> str:
-    kept: list[str] = []
+    excluded: list[str] = []
     length = len(_LEFT_OUT)
     for part in parts:
         if length + len(part) + 1 > limit:
-            return ("\n".join(kept) or parts[0][: limit - len(_LEFT_OUT)]) + _LEFT_OUT
-        kept.append(part)
+            return ("\n".join(excluded) or parts[0][: limit - len(_LEFT_OUT)]) + _LEFT_OUT
+        excluded.append(part)
         length += len(part) + 1
-    return "\n".join(kept)
+    return "\n".join(excluded)
 
 
 def _criteria(report: ParityReport) -> Iterator[tuple[str, ...]]:
@@ -86,7 +86,7 @@ def _flips(report: ParityReport) -> Iterator[str]:
             comparison = check.comparison
             for flip in comparison.flips[:_SHOWN]:
                 tie = ", a near tie" if flip.near_tie else ""
-                label = "" if flip.label is None else f", labelled {flip.label}"
+                label = "" if flip.label is None else f", labeled {flip.label}"
                 classes = f"class {flip.reference} → {'none' if flip.candidate < 0 else flip.candidate}"
                 yield f"{entry.title}, {check.images}: {flip.name}: {classes}{label}{tie}"
             more = comparison.flip_count - len(comparison.flips[:_SHOWN])
@@ -95,11 +95,11 @@ def _flips(report: ParityReport) -> Iterator[str]:
 
 
 def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    kept = [i for i in range(len(headers)) if any(cells[i] for cells in rows)]
+    excluded = [i for i in range(len(headers)) if any(cells[i] for cells in rows)]
     lines = [
-        [headers[i] for i in kept],
-        ["---"] * len(kept),
-        *([escape(cells[i]) for i in kept] for cells in rows),
+        [headers[i] for i in excluded],
+        ["---"] * len(excluded),
+        *([escape(cells[i]) for i in excluded] for cells in rows),
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

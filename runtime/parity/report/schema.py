@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from resnet_export.runtime.bundle.manifest import Manifest, Precision, Struct, Tolerance, Verdict, WeightsInfo
+from resnet_export.runtime.bundle.manifest import Manifest, Struct, Verdict, WeightsInfo
 from resnet_export.runtime.errors import SchemaError
 from resnet_export.runtime.parity.attribution.layers import Layerwise
 from resnet_export.runtime.parity.attribution.stages import Attribution
 from resnet_export.runtime.parity.criteria.evaluate import Criterion, images_short, resolves, unresolved
 from resnet_export.runtime.parity.measure.comparison import Comparison
+from resnet_export.runtime.precision import Precision, Tolerance
 
 REPORT_SCHEMA = 1
 SIGNIFICANT_DIGITS = 9
@@ -27,7 +28,6 @@ class BundleIdentity(Struct, frozen=True):
     """Which bundle was checked. `notices` are what the export had to say, such as that it is untrained."""
 
     arch: str
-    depth: int
     num_classes: int
     weights: WeightsInfo
     exporter: Literal["dynamo", "torchscript"]
@@ -37,7 +37,7 @@ class BundleIdentity(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True):
-    """What was asked of the check. None: not asked for. `data` says in words what the further images are.
+    """What was asked of the check. None: not asked for. `data` says in words what the validation images are.
 
     `seed` is that of the draw that `limit` makes from a path. `tolerances` is the file that limits came from, or says
     that they came without one; `weights` is the checkpoint's. `layers` are the artifacts whose layers were asked
@@ -84,7 +84,7 @@ class Entry(Struct, frozen=True):
     """One artifact that ran on one backend.
 
     `declared` is the artifact's precision and `ran` what the backend really computed in; the limits in
-    `tolerance` are those of `held_to`, the coarser of the two. `emulated` says in words when the numbers
+    `tolerance` are those of `held_to`, the coarser of the two. `simulated` says in words when the numbers
     are those of `ran` but the speed is not, and is None otherwise. `error` is what the backend said when it
     could not open or run the artifact; then checks are missing and the entry has not passed. Nor has one with a
     `refusal`, which is the artifact's own.
@@ -99,7 +99,7 @@ class Entry(Struct, frozen=True):
     declared: Precision
     ran: Precision
     held_to: Precision
-    emulated: str | None
+    simulated: str | None
     tolerance: Tolerance
     notes: tuple[str, ...]
     checks: tuple[Check, ...]
@@ -211,7 +211,6 @@ def identity(manifest: Manifest) -> BundleIdentity:
     source = "the bundled photographs" if manifest.golden.source == "bundled" else "the calibration images"
     return BundleIdentity(
         arch=manifest.model.arch,
-        depth=manifest.model.depth,
         num_classes=manifest.model.num_classes,
         weights=manifest.model.weights,
         exporter=manifest.provenance.exporter,
@@ -274,18 +273,18 @@ def summarize(
 def _doubt(entries: tuple[Entry, ...]) -> str:
     """Say what the data cannot tell about the limit on accuracy: of the runs that hold it, for the least certain."""
     found = [
-        (images_short(check.comparison.labelled, criterion.limit), check.comparison.labelled, criterion.limit)
+        (images_short(check.comparison.labeled, criterion.limit), check.comparison.labeled, criterion.limit)
         for entry in entries
         for check in entry.checks
         for criterion in check.criteria
         if criterion.name == "max_drop"
-        and check.comparison.labelled is not None
-        and not resolves(check.comparison.labelled, criterion.limit)
+        and check.comparison.labeled is not None
+        and not resolves(check.comparison.labeled, criterion.limit)
     ]
     if not found:
         return ""
-    _, labelled, limit = max(found, key=lambda one: one[0])
-    return unresolved(labelled, limit)
+    _, labeled, limit = max(found, key=lambda one: one[0])
+    return unresolved(labeled, limit)
 
 
 def failure(entry: Entry) -> str:
@@ -303,7 +302,7 @@ def failure(entry: Entry) -> str:
 
 
 def describe(criterion: Criterion) -> str:
-    """Return a criterion as "centred cosine 0.9312, expected ≥ 0.9999", or in its own words."""
+    """Return a criterion as "centered cosine 0.9312, expected ≥ 0.9999", or in its own words."""
     if criterion.words:
         return criterion.words
     label = criterion.name.replace("_", " ")
@@ -374,9 +373,9 @@ def _detail(entry: Entry) -> str:
         return failure(entry)[:1000]
     golden = entry.check("golden")
     figures = golden.comparison.figures if golden else None
-    if figures is None or figures.centred_cosine is None or figures.relative_error is None:
+    if figures is None or figures.centered_cosine is None or figures.relative_error is None:
         return ""
     return (
-        f"relative error {figures.relative_error:.2g}, centred cosine {figures.centred_cosine:.6f}, "
+        f"relative error {figures.relative_error:.2g}, centered cosine {figures.centered_cosine:.6f}, "
         f"{figures.top1} of {figures.images} agree"
     )

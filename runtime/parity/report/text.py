@@ -15,7 +15,7 @@ HEADERS = (
     "backend",
     "ran in",
     "rel. error",
-    "centred cos",
+    "centered cos",
     "top-1 agreement",
     "accuracy",
     "drop, points",
@@ -77,25 +77,25 @@ def details(report: ParityReport) -> Iterator[tuple[str, list[str]]]:
 
 def row(entry: Entry, check: Check) -> tuple[str, ...]:
     """Return the cells of one check, in the order of `HEADERS`."""
-    figures, labelled = check.comparison.figures, check.comparison.labelled
-    drop = None if labelled is None else labelled.drop_interval_points
+    figures, labeled = check.comparison.figures, check.comparison.labeled
+    drop = None if labeled is None else labeled.drop_interval_points
     return (
         entry.artifact,
         entry.backend if entry.device == "cpu" else f"{entry.backend} {entry.device}",
-        f"{entry.ran}{', emulated' if entry.emulated else ''}",
+        f"{entry.ran}{', simulated' if entry.simulated else ''}",
         "–" if figures.relative_error is None else f"{figures.relative_error:.1e}",
-        "–" if figures.centred_cosine is None else f"{figures.centred_cosine:.6f}",
+        "–" if figures.centered_cosine is None else f"{figures.centered_cosine:.6f}",
         _agreement(check),
-        "" if labelled is None else f"{100 * labelled.candidate_accuracy:.2f} %",
+        "" if labeled is None else f"{100 * labeled.candidate_accuracy:.2f} %",
         ""
-        if labelled is None or drop is None
-        else f"{labelled.drop_points:.2f} ({drop.low:.2f} to {drop.high:.2f})",
+        if labeled is None or drop is None
+        else f"{labeled.drop_points:.2f} ({drop.low:.2f} to {drop.high:.2f})",
         verdict(check),
     )
 
 
 def verdict(check: Check) -> str:
-    """Return "pass", "FAIL", or "reference" for the reference's own row on further images."""
+    """Return "pass", "FAIL", or "reference" for the reference's own row on validation images."""
     if not check.passed:
         return "FAIL"
     compared = any(criterion.name == "finite" for criterion in check.criteria)
@@ -114,10 +114,10 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 def _table(rows: list[tuple[str, ...]]) -> str:
     from tabulate import tabulate
 
-    kept = [i for i in range(len(HEADERS)) if any(cells[i] for cells in rows)]
+    excluded = [i for i in range(len(HEADERS)) if any(cells[i] for cells in rows)]
     return tabulate(
-        [[cells[i] for i in kept] for cells in rows],
-        headers=[HEADERS[i] for i in kept],
+        [[cells[i] for i in excluded] for cells in rows],
+        headers=[HEADERS[i] for i in excluded],
         tablefmt="simple",
         disable_numparse=True,
     )
@@ -163,7 +163,7 @@ def _failures(report: ParityReport) -> Iterator[str]:
 
 def _notes(report: ParityReport) -> Iterator[str]:
     yield from report.notes
-    yield from grouped((entry.title, entry.emulated) for entry in report.entries if entry.emulated)
+    yield from grouped((entry.title, entry.simulated) for entry in report.entries if entry.simulated)
     yield from grouped((entry.title, note) for entry in report.entries for note in entry.notes)
 
 

@@ -72,7 +72,7 @@ def test_a_flat_folder_a_list_and_an_archive_of_the_same_images_are_the_same_dat
     assert [description.kind for description in descriptions] == ["folder", "list", "npz"]
     assert len({description.sha256 for description in descriptions}) == 1
     assert {
-        (description.count, description.skipped, description.labelled) for description in descriptions
+        (description.count, description.skipped, description.labeled) for description in descriptions
     } == {(7, 0, False)}
 
 
@@ -601,7 +601,7 @@ def test_numbers_below_one_are_refused(tmp_path: Path) -> None:
     [
         (pictures(1), "has a single image; calibrate on at least 2"),
         (np.repeat(pictures(1), 9, axis=0), "only one picture in 9 images"),
-        (np.full((5, 24, 28, 3), 77, np.uint8), "has 5 images, each of a single colour"),
+        (np.full((5, 24, 28, 3), 77, np.uint8), "has 5 images, each of a single color"),
         (
             np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(24 * 28 * 3).reshape(5, 24, 28, 3),
             "has 5 images",

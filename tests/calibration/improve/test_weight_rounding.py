@@ -29,7 +29,7 @@ def moments_of(name: str, count: int = 64) -> tuple[Layer, tuple[Moments, ...], 
 
 
 def correlated(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """The covariance of inputs that a few causes share, as neighbouring pixels do."""
+    """The covariance of inputs that a few causes share, as neighboring pixels do."""
     mixing = rng.normal(size=(size, max(1, size // 4)))
     return (mixing @ mixing.T + 0.05 * np.eye(size)).astype(np.float32)
 

@@ -82,7 +82,7 @@ def test_a_percentile_is_that_of_the_sorted_values_within_a_bin(name: str, perce
         if beyond >= len(magnitudes):
             assert got == 0.0
         else:
-            # Between two neighbours in the order, but for the width of a bin, which is at most 1/128.
+            # Between two neighbors in the order, but for the width of a bin, which is at most 1/128.
             ordered = np.sort(magnitudes)[::-1]
             assert ordered[beyond] * (1 - 1 / 128) <= got <= ordered[beyond - 1] * (1 + 1 / 128)
 
@@ -110,16 +110,16 @@ def test_no_clip_on_a_fine_ladder_has_a_smaller_error_than_the_mse_range(name: s
     assert error(found, signed=False) <= affine * 1.02
 
 
-def migacz(bins: NDArray[np.float64], beyond: float, kept: int, levels: int) -> float:
+def migacz(bins: NDArray[np.float64], beyond: float, excluded: int, levels: int) -> float:
     """One candidate, step by step as the slides have it."""
-    reference = bins[:kept].copy()
-    reference[-1] += beyond + bins[kept:].sum()
-    candidate = np.zeros(kept)
-    level_of = np.arange(kept) * levels // kept
+    reference = bins[:excluded].copy()
+    reference[-1] += beyond + bins[excluded:].sum()
+    candidate = np.zeros(excluded)
+    level_of = np.arange(excluded) * levels // excluded
     for level in range(levels):
-        members = np.flatnonzero((level_of == level) & (bins[:kept] > 0))
+        members = np.flatnonzero((level_of == level) & (bins[:excluded] > 0))
         if len(members):
-            candidate[members] = bins[:kept][level_of == level].sum() / len(members)
+            candidate[members] = bins[:excluded][level_of == level].sum() / len(members)
     if candidate.sum() == 0:
         return float("inf")
     return float(kullback_leibler(reference, candidate))
@@ -134,8 +134,10 @@ def test_all_divergences_at_once_are_those_of_the_slides_one_by_one(name: str, l
     bins[1500:1600] = 0  # a gap, in which a candidate's last bin is empty
     found = divergences(bins, beyond, levels)
     assert len(found) == BINS - levels + 1
-    for kept in (levels, levels + 1, 777, 1500, 1501, 1555, 1601, BINS):
-        assert found[kept - levels] == pytest.approx(migacz(bins, beyond, kept, levels), rel=1e-9, abs=1e-12)
+    for excluded in (levels, levels + 1, 777, 1500, 1501, 1555, 1601, BINS):
+        assert found[excluded - levels] == pytest.approx(
+            migacz(bins, beyond, excluded, levels), rel=1e-9, abs=1e-12
+        )
 
 
 def test_even_bins_count_what_a_histogram_of_the_values_counts() -> None:
@@ -145,7 +147,7 @@ def test_even_bins_count_what_a_histogram_of_the_values_counts() -> None:
     expected, _ = np.histogram(values[values > 0], BINS, (0, values.max()))
     assert beyond == pytest.approx(0, abs=1e-6)
     assert bins.sum() == pytest.approx(expected.sum())
-    # Bins share values with their neighbours within 1/128 of the magnitude; blocks of 64 hardly do.
+    # Bins share values with their neighbors within 1/128 of the magnitude; blocks of 64 hardly do.
     blocks, blocks_expected = bins.reshape(-1, 64).sum(axis=1), expected.reshape(-1, 64).sum(axis=1)
     assert np.abs(blocks - blocks_expected).max() < 0.005 * expected.sum()
 

@@ -13,14 +13,15 @@ from resnet_export.calibration.observe.table import CalibrationTable
 from resnet_export.calibration.quantize.grid import quantize_weight
 from resnet_export.calibration.quantize.plan import (
     Equalization,
-    Kept,
+    Exclusion,
     PlanSummary,
     QuantPlan,
-    default_kept,
+    default_exclusions,
     summarize,
 )
-from resnet_export.runtime.bundle.manifest import KeptLayer, Precision
+from resnet_export.runtime.bundle.manifest import ExcludedLayer
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.precision import Precision
 from tests.residual_net import images, residual_net
 
 
@@ -55,22 +56,22 @@ def test_a_tensor_that_the_table_lacks_is_refused(table: CalibrationTable, plan:
 
 
 def test_the_classifier_is_kept_for_tensorrt_alone(model: onnx.ModelProto) -> None:
-    plan = QuantPlan(kept=default_kept(model))
-    assert list(plan.kept_for("tensorrt")) == ["fc"]
-    assert plan.kept_for("cpu") == {}
+    plan = QuantPlan(excluded=default_exclusions(model))
+    assert list(plan.excluded_for("tensorrt")) == ["fc"]
+    assert plan.excluded_for("cpu") == {}
 
 
 def test_a_network_that_does_not_end_in_a_classifier_keeps_nothing(model: onnx.ModelProto) -> None:
     headless = onnx.load_from_string(model.SerializeToString())
     del headless.graph.node[-1]
-    assert default_kept(headless) == {}
+    assert default_exclusions(headless) == {}
 
 
 def test_the_manifest_lists_what_a_kept_layer_computes_in() -> None:
-    plan = QuantPlan(kept={"fc": Kept(reason="why")})
+    plan = QuantPlan(excluded={"fc": Exclusion(reason="why")})
     modules = {"fc": "head.fc"}
     assert plan.kept_layers("tensorrt", modules) == (
-        KeptLayer(node="fc", module="head.fc", precision=Precision.FP16, reason="why"),
+        ExcludedLayer(node="fc", module="head.fc", precision=Precision.FP16, reason="why"),
     )
     assert plan.kept_layers("cpu", modules)[0].precision is Precision.FP32
 
@@ -81,7 +82,7 @@ def test_a_summary_is_json_that_reads_back_and_names_every_decision(model: onnx.
         method="entropy",
         methods={"input": "minmax"},
         ranges={"pool.out": Range(amax=1.0, low=0.0, high=2.0)},
-        kept=default_kept(model),
+        excluded=default_exclusions(model),
         equalization=(Equalization(("stem",), ("a.conv1",), np.array([0.5, 4], np.float32)),),
         weights={"a.conv1": weight},
         bias_corrections={"a.conv2": np.array([0.25, -0.5], np.float32)},

@@ -22,7 +22,7 @@ from resnet_export.calibration.quantize.grid import (
     symmetric_grid,
 )
 from resnet_export.calibration.quantize.placement import LAYOUTS, TARGETS, Target, place, tensors_to_observe
-from resnet_export.calibration.quantize.plan import Kept, QuantPlan, default_kept
+from resnet_export.calibration.quantize.plan import Exclusion, QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import emit, origins, quantize
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.runtime.errors import ExportError, RequestError
@@ -88,7 +88,7 @@ def cpu(model: onnx.ModelProto, ranges: dict[str, Range]) -> Graph:
 
 
 def keep(*layers: str, targets: tuple[Target, ...] = TARGETS) -> QuantPlan:
-    return QuantPlan(kept={layer: Kept(reason="for a test", targets=targets) for layer in layers})
+    return QuantPlan(excluded={layer: Exclusion(reason="for a test", targets=targets) for layer in layers})
 
 
 # Both targets.
@@ -127,9 +127,9 @@ def test_no_float_weight_is_left_and_every_node_keeps_its_name(
     assert not [
         name for name, values in graph.constants.items() if values.dtype == np.float32 and values.ndim > 1
     ]
-    kept = [node.name for node in graph.model.graph.node if "QuantizeLinear" not in node.op_type]
-    kept = [name for name in kept if "DequantizeLinear" not in graph.nodes[name].op_type]
-    assert kept == [node.name for node in model.graph.node]
+    excluded = [node.name for node in graph.model.graph.node if "QuantizeLinear" not in node.op_type]
+    excluded = [name for name in excluded if "DequantizeLinear" not in graph.nodes[name].op_type]
+    assert excluded == [node.name for node in model.graph.node]
     assert len(graph.nodes) == len(graph.model.graph.node)
 
 
@@ -335,7 +335,7 @@ def test_a_kept_layer_reads_floats_with_float_weights(
 
 
 def test_a_layer_can_be_kept_for_one_target_alone(model: onnx.ModelProto, ranges: dict[str, Range]) -> None:
-    plan = QuantPlan(kept=default_kept(model))
+    plan = QuantPlan(excluded=default_exclusions(model))
     assert Graph(quantize(model, ranges, plan, "tensorrt")).source("fc", 0) is None
     assert Graph(quantize(model, ranges, plan, "cpu")).source("fc", 0) == "flatten.out"
 

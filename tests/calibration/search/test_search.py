@@ -24,14 +24,14 @@ from resnet_export.calibration.search.mixed_precision import (
     Attempt,
     Damage,
     bisect,
-    multiply_adds,
+    multiply_add_shares,
     rank_layers,
 )
 from resnet_export.calibration.search.search import SearchSpec, plan_from_table, plan_int8
 from resnet_export.calibration.search.summary import sentences
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.errors import DatasetError, ExportError, RequestError
 from resnet_export.runtime.parity.criteria.tolerances import tolerance_for
+from resnet_export.runtime.precision import Precision
 from tests.calibration.improve.test_equalization import apart
 from tests.residual_net import images, residual_net, with_weight
 
@@ -157,7 +157,7 @@ def test_a_layer_that_int8_cannot_hold_is_found_and_kept_in_floating_point() -> 
     found = plan_int8(model, feed(64), SearchSpec(equalize=False))
     assert found.findings.shippable
     for target in TARGETS:
-        assert "a.conv2" in found.plan.kept_for(target)
+        assert "a.conv2" in found.plan.excluded_for(target)
     for ranking in found.findings.rankings:
         assert ranking.layers[0].layer == "a.conv2"
     for budget in found.findings.budgets:
@@ -172,7 +172,7 @@ def test_with_the_kept_layers_given_a_collapse_is_refused_and_the_culprit_named(
     keep: str | tuple[str, ...],
 ) -> None:
     model = hidden(residual_net(), "a.conv2", 3000)
-    found = plan_int8(model, feed(), SearchSpec(equalize=False, keep_fp16=keep))  # type: ignore[arg-type]
+    found = plan_int8(model, feed(), SearchSpec(equalize=False, exclude=keep))  # type: ignore[arg-type]
     assert not found.findings.shippable
     for verdict in found.findings.verdicts:
         assert verdict.culprits[0] == "a.conv2"
@@ -185,18 +185,18 @@ def test_where_nothing_holds_the_plan_keeps_nothing_and_the_verdict_says_who_is_
         model = hidden(model, layer, 3000)
     found = plan_int8(model, feed(), SearchSpec(equalize=False))
     assert not found.findings.shippable
-    assert [budget.kept for budget in found.findings.budgets] == [(), ()]
+    assert [budget.excluded for budget in found.findings.budgets] == [(), ()]
     for verdict in found.findings.verdicts:
         assert set(verdict.culprits) <= {"a.conv1", "a.conv2", "b.conv2"}
 
 
 @pytest.mark.parametrize("asked", ["entropy", "auto"])
 def test_a_method_that_collapses_on_all_images_gives_way_to_one_that_holds(asked: Method) -> None:
-    """Rare bright images make up the logits' power; entropy clips them, and none of them was held back."""
+    """Rare bright images make up the logits' power; entropy clips them, and none of them was held out."""
     x = images(256)
     x[32::64] *= 300
     bright = Feed(lambda: ((x[at : at + 8], None) for at in range(0, 256, 8)), 256)
-    spec = SearchSpec(method=asked, keep_fp16="none", equalize=False)
+    spec = SearchSpec(method=asked, exclude="none", equalize=False)
     found = plan_int8(residual_net(), bright, spec).findings
     assert found.shippable
     assert [one.method for one in found.methods][-4:] == list(METHODS)
@@ -223,31 +223,35 @@ def test_a_budget_is_held_to_on_all_images_and_the_path_to_it_is_told() -> None:
     assert any("160 images cannot tell less than" in notice for notice in found.findings.notices)
 
 
-@pytest.mark.parametrize("limits", [Limits(), *(Limits(untrained=True, depth=d) for d in (18, 50, 152))])
+@pytest.mark.parametrize(
+    "limits", [Limits(), *(Limits(untrained=True, layers_in_series=d) for d in (18, 50, 152))]
+)
 def test_the_search_leaves_a_fifth_of_the_error_that_parity_allows(limits: Limits) -> None:
-    kept, allowed = limits.tolerance, limits.parity
-    assert allowed == tolerance_for(Precision.INT8, untrained=limits.untrained, depth=limits.depth)
-    assert None not in (
-        kept.relative_error,
-        kept.centred_cosine,
-        allowed.relative_error,
-        allowed.centred_cosine,
+    excluded, allowed = limits.tolerance, limits.parity
+    assert allowed == tolerance_for(
+        Precision.INT8, untrained=limits.untrained, layers_in_series=limits.layers_in_series
     )
-    assert kept.relative_error == pytest.approx(0.8 * allowed.relative_error)
-    assert 1 - kept.centred_cosine == pytest.approx(0.8**2 * (1 - allowed.centred_cosine))
-    assert kept.top1_agreement == allowed.top1_agreement
+    assert None not in (
+        excluded.relative_error,
+        excluded.centered_cosine,
+        allowed.relative_error,
+        allowed.centered_cosine,
+    )
+    assert excluded.relative_error == pytest.approx(0.8 * allowed.relative_error)
+    assert 1 - excluded.centered_cosine == pytest.approx(0.8**2 * (1 - allowed.centered_cosine))
+    assert excluded.top1_agreement == allowed.top1_agreement
 
 
 def test_few_images_are_used_for_both_and_that_is_said() -> None:
     found = plan_int8(residual_net(), feed(4)).findings
     assert (found.images, found.held_back) == (4, 0)
     assert any("too few to hold any back" in notice for notice in found.notices)
-    assert not any("held-back" in sentence for sentence in sentences(found))
+    assert not any("held-out" in sentence for sentence in sentences(found))
 
 
 def test_a_layer_to_keep_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(RequestError, match=r"layer9.*a\.conv1"):
-        plan_int8(residual_net(), feed(), SearchSpec(keep_fp16=("layer9",)))
+        plan_int8(residual_net(), feed(), SearchSpec(exclude=("layer9",)))
 
 
 def test_no_image_is_an_error() -> None:
@@ -272,7 +276,7 @@ def test_an_activation_that_overflows_on_a_real_image_is_an_error_that_names_it(
 def test_ranking_quantizes_one_layer_at_a_time_and_sorts_by_the_damage() -> None:
     model = hidden(residual_net(), "b.conv2", 300)
     table = calibrate(model, [images(16)], methods=("minmax",))
-    plan = plan_from_table(model, table, SearchSpec(keep_fp16="none")).plan
+    plan = plan_from_table(model, table, SearchSpec(exclude="none")).plan
     found = rank_layers(model, plan.choose_ranges(table), plan, "cpu", Judge(model, feed(16)))
     assert {one.layer for one in found} == LAYERS
     assert found[0].layer == "b.conv2"
@@ -280,21 +284,21 @@ def test_ranking_quantizes_one_layer_at_a_time_and_sorts_by_the_damage() -> None
 
 
 def test_multiply_adds_are_shares_of_the_whole() -> None:
-    found = multiply_adds(residual_net())
+    found = multiply_add_shares(residual_net())
     assert sum(found.values()) == pytest.approx(1)
     # a.conv1: 8 × 8 × 3 × 3 at 8 × 8 positions; b.down: 16 × 8 at 4 × 4.
     assert found["a.conv1"] / found["b.down"] == pytest.approx(8 * 8 * 9 * 64 / (16 * 8 * 16))
 
 
 def attempts(enough: int) -> Callable[[int], Attempt]:
-    return lambda kept: Attempt(kept=kept, outside=() if kept >= enough else ("too much",))
+    return lambda excluded: Attempt(excluded=excluded, outside=() if excluded >= enough else ("too much",))
 
 
 @given(st.integers(1, 500), st.integers(1, 600))
 def test_bisection_finds_the_least_number_that_is_enough_in_logarithmic_time(most: int, enough: int) -> None:
     path = list(bisect(most, attempts(enough)))
     assert len(path) <= 1 + math.ceil(math.log2(most))
-    holding = [one.kept for one in path if one.holds]
+    holding = [one.excluded for one in path if one.holds]
     assert min(holding, default=None) == (enough if enough <= most else None)
     if enough > most:
         assert len(path) == 1

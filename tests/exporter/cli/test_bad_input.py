@@ -222,8 +222,8 @@ def test_a_report_path_that_cannot_be_written_is_refused_before_the_work(
 def test_a_tolerance_file_with_an_unknown_key_is_refused(
     run: Run, resnet18_bundle: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "limits.json").write_text('{"fp16": {"centered_cosine": 0.9}}')
-    assert_refused(run("parity", resnet18_bundle, "--tolerance", "limits.json"), "centered_cosine")
+    (tmp_path / "limits.json").write_text('{"fp16": {"centred_cosine": 0.9}}')
+    assert_refused(run("parity", resnet18_bundle, "--tolerance", "limits.json"), "centred_cosine")
 
 
 def test_exporting_without_onnx_runtime_is_refused_in_one_sentence(tmp_path: Path) -> None:

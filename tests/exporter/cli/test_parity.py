@@ -80,9 +80,9 @@ def test_an_artifact_a_backend_or_a_layer_that_does_not_exist_is_refused(run: Ru
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"fp16": {"centered_cosine": 0.9}}', "centered_cosine"),
-        ('{"fp61": {"centred_cosine": 0.9}}', "fp61"),
-        ('{"fp16": {"centred_cosine": 2}}', "<= 1"),
+        ('{"fp16": {"centred_cosine": 0.9}}', "centred_cosine"),
+        ('{"fp61": {"centered_cosine": 0.9}}', "fp61"),
+        ('{"fp16": {"centered_cosine": 2}}', "<= 1"),
         ('{"fp16"', "not understood"),
     ],
 )

@@ -58,7 +58,7 @@ def half_labelled(folder: Path) -> Path:
     return folder / "list.txt"
 
 
-def unlabelled(folder: Path) -> Path:
+def unlabeled(folder: Path) -> Path:
     return save(folder / "photos")
 
 
@@ -119,7 +119,7 @@ def test_data_that_cannot_be_judged_by_is_refused(
 
 
 def test_a_limit_on_accuracy_needs_labels(run: Callable[..., Result], tmp_path: Path) -> None:
-    assert_refused(run("--data", unlabelled(tmp_path), "--max-drop", 0.5), "have no labels")
+    assert_refused(run("--data", unlabeled(tmp_path), "--max-drop", 0.5), "have no labels")
     assert_refused(run("--max-drop", 0.5), "without data")
 
 

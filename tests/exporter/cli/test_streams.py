@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle, and with limits that nothing keeps."""
     home = tmp_path_factory.mktemp("streams")
     parity_bundle.write(home / "bundle", [FP32], trained=True)
-    (home / "tight.json").write_text('{"fp32": {"centred_cosine": 1, "relative_error": 0}}')
+    (home / "tight.json").write_text('{"fp32": {"centered_cosine": 1, "relative_error": 0}}')
     return home
 
 

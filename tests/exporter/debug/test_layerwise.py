@@ -56,7 +56,7 @@ class Graphs:
 
 @cache
 def images() -> NDArray[np.float32]:
-    """Smooth random colours, float32 [10, 3, 32, 32]."""
+    """Smooth random colors, float32 [10, 3, 32, 32]."""
     rng = np.random.default_rng(0)
     coarse = rng.normal(size=(10, 3, 8, 8)).repeat(4, axis=2).repeat(4, axis=3)
     return (coarse + rng.normal(scale=0.2, size=coarse.shape)).astype(np.float32)

@@ -17,12 +17,12 @@ from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
     Artifact,
     BatchRange,
-    Precision,
     read_artifact,
     read_file,
     read_manifest,
 )
 from resnet_export.runtime.errors import ExportError, RequestError
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import HostFacts, Package
 from tests import engine_bundle, tiny_bundle
 from tests.tiny_bundle import FP16, FP32, INT8, INT8_CPU
@@ -157,7 +157,7 @@ def test_the_timing_cache_stands_beside_the_bundle_and_is_for_classic_tensorrt(
     def build(model: bytes, **arguments: object) -> None:
         options = arguments["options"]
         assert isinstance(options, BuildOptions)
-        asked[str(arguments["flavour"])] = options.timing_cache
+        asked[str(arguments["variant"])] = options.timing_cache
         raise ExportError("enough")
 
     monkeypatch.setattr(engine_build, "build_engine", build)

@@ -26,8 +26,9 @@ from resnet_export.exporter.engine.targets import FAMILIES
 from resnet_export.runtime.backends.tensorrt_library import LogMessage, errors_of, load_library, readable
 from resnet_export.runtime.bundle.engine_header import read_header
 from resnet_export.runtime.bundle.layer_report import summary
-from resnet_export.runtime.bundle.manifest import BatchRange, KeptLayer, Precision
+from resnet_export.runtime.bundle.manifest import BatchRange, ExcludedLayer
 from resnet_export.runtime.errors import DependencyError, ExportError, RequestError
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress, silent
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import Behaviour, FakeLibrary
@@ -46,7 +47,7 @@ def build_rtx(
     *,
     targets: tuple[str, ...] = ("8.6",),
     profiles: tuple[BatchRange, ...] = (BATCH,),
-    kept: tuple[KeptLayer, ...] = (),
+    excluded: tuple[ExcludedLayer, ...] = (),
     options: BuildOptions = BuildOptions(),  # noqa: B008 - frozen
     log_file: Path | None = None,
     progress: Progress = silent,
@@ -54,12 +55,12 @@ def build_rtx(
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     return build_engine(
         model,
-        flavour="tensorrt_rtx",
+        variant="tensorrt_rtx",
         targets=targets,
         profiles=profiles,
         precision=Precision(precision),
         source="model",
-        kept=kept,
+        excluded=excluded,
         options=options,
         log_file=log_file,
         progress=progress,
@@ -92,8 +93,10 @@ def test_every_convolution_of_an_engine_has_the_precision_of_its_graph(
 
 
 def test_the_report_tells_a_layer_that_was_kept_from_one_that_was_not_asked_for() -> None:
-    kept = KeptLayer(node="conv1", module="conv1", precision=Precision.FP16, reason="its range is too wide")
-    engine = build_rtx(resnet(18, "int8", keep={"conv1", "layer1.0.conv1"}), "int8", kept=(kept,))
+    excluded = ExcludedLayer(
+        node="conv1", module="conv1", precision=Precision.FP16, reason="its range is too wide"
+    )
+    engine = build_rtx(resnet(18, "int8", keep={"conv1", "layer1.0.conv1"}), "int8", excluded=(excluded,))
     assert engine.report.convolutions() == {Precision.INT8: 18, Precision.FP16: 2}
     reasons = {item.node: item.reason for item in engine.report.shortfalls()}
     assert set(reasons) == {"conv1", "layer1.0.conv1", "fc"}
@@ -350,14 +353,14 @@ CLASSIC = ("10.3", "11.4")
 @pytest.fixture(params=CLASSIC)
 def classic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     library = FakeLibrary(request.param, Behaviour(FakeCuda(), nodes=("layer1.0.conv1",)))
-    monkeypatch.setattr(builder, "load_library", lambda flavour: library)
+    monkeypatch.setattr(builder, "load_library", lambda variant: library)
     return library
 
 
 def build_classic(options: BuildOptions = BuildOptions(), batch: BatchRange = BATCH) -> Engine:  # noqa: B008
     return build_engine(
         conv_graph(CONV, w=WEIGHT),
-        flavour="tensorrt",
+        variant="tensorrt",
         targets=("8.7",),
         profiles=(batch,),
         precision=Precision.FP32,
@@ -379,8 +382,8 @@ def test_classic_tensorrt_builds_strongly_typed_networks_with_detailed_layers(cl
     classic.builder_config.clear_flag.assert_called_once_with(classic.BuilderFlag.TF32)
     (profile,) = (call.args[0] for call in classic.builder_config.add_optimization_profile.call_args_list)
     profile.set_shape.assert_called_once_with("input", (1, 3, 4, 4), (8, 3, 4, 4), (32, 3, 4, 4))
-    assert read_header(engine.plan).flavour == "tensorrt"
-    assert engine.info.flavour == "tensorrt"
+    assert read_header(engine.plan).variant == "tensorrt"
+    assert engine.info.variant == "tensorrt"
     assert engine_artifact(engine).name == f"tensorrt-{classic.__version__}-sm87-fp32"
 
 

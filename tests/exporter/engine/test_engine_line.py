@@ -11,14 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.calibrate import calibrate
-from resnet_export.calibration.quantize.plan import Kept, QuantPlan, default_kept
+from resnet_export.calibration.quantize.plan import Exclusion, QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import origins, quantize
 from resnet_export.exporter.engine.builder import Engine, build_engine
 from resnet_export.exporter.graph.export import ExportedGraph, serialize
 from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.value_ranges import scan_ranges
-from resnet_export.runtime.bundle.manifest import BatchRange, Precision
+from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
 from tests.exported import PREPROCESSING, exported_resnet18
 
@@ -31,29 +32,29 @@ def graph_of(*, uint8: bool) -> tuple[ExportedGraph, NDArray[Any]]:
     return graph, to_input(exported.crops, preprocessing)
 
 
-def fp16(graph: ExportedGraph, batch: NDArray[Any], _: Mapping[str, Kept]) -> TypedGraph:
+def fp16(graph: ExportedGraph, batch: NDArray[Any], _: Mapping[str, Exclusion]) -> TypedGraph:
     return to_fp16(graph, scan_ranges(graph, [batch]))
 
 
-def int8(graph: ExportedGraph, batch: NDArray[Any], kept: Mapping[str, Kept]) -> TypedGraph:
-    plan = QuantPlan(method="minmax", kept=kept)
+def int8(graph: ExportedGraph, batch: NDArray[Any], excluded: Mapping[str, Exclusion]) -> TypedGraph:
+    plan = QuantPlan(method="minmax", excluded=excluded)
     table = calibrate(graph.model, [batch], methods=("minmax",), threads=1)
     model = quantize(graph.model, plan.choose_ranges(table), plan, "tensorrt")
     modules = {node: graph.modules[origin] for node, origin in origins(model).items()}
     typed = to_fp16(replace(graph, model=model, modules=modules), scan_ranges(graph, [batch]))
-    return replace(typed, kept=(*typed.kept, *plan.kept_layers("tensorrt", graph.modules)))
+    return replace(typed, excluded=(*typed.excluded, *plan.kept_layers("tensorrt", graph.modules)))
 
 
 def engine_of(typed: TypedGraph, precision: Precision) -> Engine:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     return build_engine(
         serialize(typed.graph.model),
-        flavour="tensorrt_rtx",
+        variant="tensorrt_rtx",
         targets=("8.6", "8.9"),
         profiles=(BatchRange(),),
         precision=precision,
         source="model",
-        kept=typed.kept,
+        excluded=typed.excluded,
     )
 
 
@@ -65,11 +66,11 @@ def test_an_exported_network_becomes_an_engine_with_every_convolution_in_its_pre
     make: Callable[..., TypedGraph], precision: Precision, uint8: bool
 ) -> None:
     graph, batch = graph_of(uint8=uint8)
-    kept = default_kept(graph.model)
-    engine = engine_of(make(graph, batch, kept), precision)
+    excluded = default_exclusions(graph.model)
+    engine = engine_of(make(graph, batch, excluded), precision)
     assert engine.report.convolutions() == {precision: 20}
     # What the plan keeps is reported with the plan's reason, and nothing else falls short.
-    reasons = [plan.reason for plan in kept.values()] if precision is Precision.INT8 else []
+    reasons = [plan.reason for plan in excluded.values()] if precision is Precision.INT8 else []
     assert [operator.reason for operator in engine.report.shortfalls()] == reasons
 
 

@@ -18,8 +18,9 @@ from resnet_export.exporter.engine.layers import (
     typed_nodes,
 )
 from resnet_export.runtime.bundle.layer_report import LayerInfo, LayerReport
-from resnet_export.runtime.bundle.manifest import KeptLayer, Precision
+from resnet_export.runtime.bundle.manifest import ExcludedLayer
 from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.precision import Precision
 from tests.resnet_onnx import CONVOLUTIONS, resnet
 
 # Lines of a build of ResNet-50 by TensorRT for RTX 1.7.1.116, the constants shortened.
@@ -146,9 +147,11 @@ def layer(
     return LayerInfo(name=name, type=type, nodes=nodes, inputs=(kind,), outputs=(kind,), weights=weights)
 
 
-def report(layers: tuple[LayerInfo, ...], *nodes: TypedNode, kept: tuple[KeptLayer, ...] = ()) -> LayerReport:
+def report(
+    layers: tuple[LayerInfo, ...], *nodes: TypedNode, excluded: tuple[ExcludedLayer, ...] = ()
+) -> LayerReport:
     return make_report(
-        layers, nodes, source="build log", asked=Precision.INT8, kept=kept, builder="TensorRT 10.3.0"
+        layers, nodes, source="build log", asked=Precision.INT8, excluded=excluded, builder="TensorRT 10.3.0"
     )
 
 
@@ -175,7 +178,7 @@ def test_a_node_that_one_profile_computes_otherwise_is_a_shortfall() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "node", "kept", "engine", "reason"),
+    ("layers", "node", "excluded", "engine", "reason"),
     [
         ((), conv("a"), (), None, "no layer of the engine names it"),
         ((layer("l", "a", kind="fp16"),), conv("a"), (), Precision.FP16, "TensorRT 10.3.0 decided otherwise"),
@@ -183,7 +186,7 @@ def test_a_node_that_one_profile_computes_otherwise_is_a_shortfall() -> None:
         (
             (layer("l", "a", kind="fp16"),),
             conv("a", Precision.FP16),
-            (KeptLayer(node="a", module="layer1.0.conv1", precision=Precision.FP16, reason="sensitive"),),
+            (ExcludedLayer(node="a", module="layer1.0.conv1", precision=Precision.FP16, reason="sensitive"),),
             Precision.FP16,
             "sensitive",
         ),
@@ -192,11 +195,11 @@ def test_a_node_that_one_profile_computes_otherwise_is_a_shortfall() -> None:
 def test_a_shortfall_says_why(
     layers: tuple[LayerInfo, ...],
     node: TypedNode,
-    kept: tuple[KeptLayer, ...],
+    excluded: tuple[ExcludedLayer, ...],
     engine: Precision | None,
     reason: str,
 ) -> None:
-    (operator,) = report(layers, node, kept=kept).shortfalls()
+    (operator,) = report(layers, node, excluded=excluded).shortfalls()
     assert operator.engine == engine
     assert operator.reason is not None
     assert reason in operator.reason

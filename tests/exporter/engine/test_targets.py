@@ -84,7 +84,7 @@ def test_what_is_asked_for_is_planned(
 
 def test_auto_builds_all_that_a_host_can_and_says_what_it_cannot() -> None:
     everything = plan_engines("auto", (), DESKTOP)
-    assert [build.flavour for build in everything.builds] == ["tensorrt_rtx", "tensorrt"]
+    assert [build.variant for build in everything.builds] == ["tensorrt_rtx", "tensorrt"]
     assert everything.notes == ()
     (note,) = plan_engines("auto", (), RTX).notes
     assert "no TensorRT engine was built" in note

@@ -1,4 +1,4 @@
-"""What an export says of labelled calibration images: whether the network knows them by these labels."""
+"""What an export says of labeled calibration images: whether the network knows them by these labels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_share_that_the_network_gets_right_is_said(network: onnx.ModelProto,
     assert said is not None
     share = float(said.partition("right on ")[2].partition(" %")[0])
     assert 95 <= share <= 100
-    assert f"of the {IMAGES} labelled calibration images" in said
+    assert f"of the {IMAGES} labeled calibration images" in said
     assert "--labels" not in said
 
 

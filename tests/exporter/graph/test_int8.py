@@ -18,7 +18,8 @@ from resnet_export.exporter.models.classifier import build_network
 from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.layer_report import read_reports
-from resnet_export.runtime.bundle.manifest import Precision, read_manifest, verify_bundle
+from resnet_export.runtime.bundle.manifest import read_manifest, verify_bundle
+from resnet_export.runtime.precision import Precision
 
 SIZE = 64
 EXPORT = ("--depth", "18", "--image-size", str(SIZE), "--batch", "1,2,4")
@@ -42,7 +43,7 @@ def bundle(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ResNet-18 with every layer in INT8, and engines where there is a builder."""
     out = tmp_path_factory.mktemp("int8") / "bundle"
     gpu = ("--engine", "tensorrt-rtx", "--gpu", "sm86,sm89")
-    result = run(*EXPORT, "--fp16", "--int8", "--calib", photos, "--keep-fp16", "none", *gpu, "--out", out)
+    result = run(*EXPORT, "--fp16", "--int8", "--calib", photos, "--exclude", "none", *gpu, "--out", out)
     assert result.exit_code == 0, result.output
     return out
 
@@ -50,20 +51,20 @@ def bundle(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_int8_adds_a_graph_for_each_target_and_the_table_behind_both(bundle: Path) -> None:
     manifest = verify_bundle(bundle)
     targets = {artifact.name: artifact.target for artifact in manifest.artifacts if artifact.kind == "onnx"}
-    assert targets == {"fp32": "any", "fp16": "any", "int8": "tensorrt", "int8.cpu": "cpu"}
-    assert read_table(bundle / "calibration.json").images == 24  # a quarter was held back to compare on
-    assert {"int8", "int8.cpu"} <= set(manifest.golden.stages)
+    assert targets == {"fp32": "any", "fp16": "any", "int8.tensorrt": "tensorrt", "int8.cpu": "cpu"}
+    assert read_table(bundle / "calibration.json").images == 24  # a quarter was held out to compare on
+    assert {"int8.tensorrt", "int8.cpu"} <= set(manifest.golden.stages)
 
 
 def test_int8_files_are_about_a_quarter_of_fp32(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     whole = manifest.artifact("fp32").bytes
-    for name in ("int8", "int8.cpu"):
+    for name in ("int8.tensorrt", "int8.cpu"):
         assert manifest.artifact(name).bytes <= 0.27 * whole
 
 
 def test_every_weight_of_the_int8_graphs_is_stored_as_int8(bundle: Path) -> None:
-    for name in ("int8", "int8.cpu"):
+    for name in ("int8.tensorrt", "int8.cpu"):
         graph = onnx.load(bundle / read_manifest(bundle).artifact(name).file).graph
         weights = [tensor for tensor in graph.initializer if len(tensor.dims) in (2, 4)]
         assert len(weights) == 21
@@ -93,10 +94,10 @@ def test_a_bundles_own_table_and_images_give_the_same_graphs_again(
 ) -> None:
     given = ("--calib-table", bundle / "calibration.json", "--calib", photos)
     out = tmp_path / "again"
-    result = run(*EXPORT, "--int8", *given, "--keep-fp16", "none", "--engine", "none", "--out", out)
+    result = run(*EXPORT, "--int8", *given, "--exclude", "none", "--engine", "none", "--out", out)
     assert result.exit_code == 0, result.output
     again, first = read_manifest(out), read_manifest(bundle)
-    for name in ("int8", "int8.cpu"):
+    for name in ("int8.tensorrt", "int8.cpu"):
         assert again.artifact(name).sha256 == first.artifact(name).sha256
 
 
@@ -105,7 +106,7 @@ def test_a_table_alone_makes_both_graphs_and_says_what_was_not_tried(bundle: Pat
     table = ("--calib-table", bundle / "calibration.json", "--engine", "none")
     result = run(*EXPORT, "--int8", *table, "--out", out)
     assert result.exit_code == 0, result.output
-    assert {"int8", "int8.cpu"} <= {artifact.name for artifact in read_manifest(out).artifacts}
+    assert {"int8.tensorrt", "int8.cpu"} <= {artifact.name for artifact in read_manifest(out).artifacts}
     assert "from a table alone" in result.output
 
 
@@ -123,7 +124,7 @@ def test_a_table_of_another_graph_is_refused_and_both_hashes_are_named(bundle: P
     [
         (np.zeros((0, SIZE, SIZE, 3), np.uint8), "no image"),
         (natural_crops(1, SIZE, seed=0), "single image"),
-        (np.full((4, SIZE, SIZE, 3), 90, np.uint8), "single colour"),
+        (np.full((4, SIZE, SIZE, 3), 90, np.uint8), "single color"),
         (np.zeros((4, SIZE, SIZE, 3), np.float32), "float32"),
         (np.zeros((4, SIZE, SIZE), np.uint8), "[4, 64, 64]"),
     ],
@@ -194,15 +195,15 @@ def test_a_budget_that_could_not_be_held_is_refused(
 def chosen(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ResNet-18 with layers to keep, a method and a budget."""
     out = tmp_path_factory.mktemp("chosen") / "bundle"
-    how = ("--calib-method", "mse", "--max-drop", "100", "--keep-fp16", "conv1,layer4.1.conv2")
+    how = ("--calib-method", "mse", "--max-drop", "100", "--exclude", "conv1,layer4.1.conv2")
     result = run(*EXPORT, "--int8", "--calib", photos, *how, "--engine", "none", "--out", out)
     assert result.exit_code == 0, result.output
     return out
 
 
 def test_layers_that_are_kept_are_listed_with_the_reason(chosen: Path) -> None:
-    kept = read_manifest(chosen).artifact("int8").kept
-    assert {layer.node: (layer.precision, layer.reason) for layer in kept} == {
+    excluded = read_manifest(chosen).artifact("int8.tensorrt").excluded
+    assert {layer.node: (layer.precision, layer.reason) for layer in excluded} == {
         "conv1": (Precision.FP16, "kept by request"),
         "layer4.1.conv2": (Precision.FP16, "kept by request"),
     }
@@ -220,7 +221,7 @@ def test_a_budget_is_held_on_the_calibration_images_and_reported_layer_by_layer(
 def test_an_unknown_layer_in_keep_fp16_is_refused_with_the_layers_there_are(
     photos: Path, tmp_path: Path
 ) -> None:
-    keep = ("--keep-fp16", "layer9.conv1", "--engine", "none", "--out", tmp_path / "bundle")
+    keep = ("--exclude", "layer9.conv1", "--engine", "none", "--out", tmp_path / "bundle")
     result = run(*EXPORT, "--int8", "--calib", photos, *keep)
     assert result.exit_code == 2
     assert "layer9.conv1" in result.stderr

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.observe.table import CalibrationTable
-from resnet_export.calibration.quantize.plan import QuantPlan, default_kept
+from resnet_export.calibration.quantize.plan import QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import origins, quantize
 from resnet_export.exporter.engine.builder import build_engine
 from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.value_ranges import scan_ranges
-from resnet_export.runtime.bundle.manifest import Precision
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import normalize
 from tests.exported import BATCH, PREPROCESSING, exported_resnet18, seeded_crops
 
@@ -54,7 +54,9 @@ def typed(graph: ExportedGraph, table: CalibrationTable, plan: QuantPlan) -> Typ
 @pytest.fixture(scope="module", params=[False, True], ids=["all-int8", "classifier-fp16"])
 def tensorrt(request: pytest.FixtureRequest, graph: ExportedGraph, table: CalibrationTable) -> TypedGraph:
     return typed(
-        graph, table, QuantPlan(method="minmax", kept=default_kept(graph.model) if request.param else {})
+        graph,
+        table,
+        QuantPlan(method="minmax", excluded=default_exclusions(graph.model) if request.param else {}),
     )
 
 
@@ -67,7 +69,7 @@ def test_the_tensorrt_graph_typed_as_fp16_agrees_with_the_float_graph(
 ) -> None:
     raw = graph.model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     # Weights that take pixels from 0 to 255 are so small that their scales need fp32's range.
-    assert [layer.node for layer in tensorrt.kept] == (["conv1"] if raw else [])
+    assert [layer.node for layer in tensorrt.excluded] == (["conv1"] if raw else [])
     batch = inputs(graph)
     found = CpuSession(tensorrt.graph.model.SerializeToString()).run(batch)[0]
     assert snr(found, CpuSession(graph.model.SerializeToString()).run(batch)[0]) > 25
@@ -77,11 +79,11 @@ def test_every_convolution_of_the_engine_computes_in_int8(tensorrt: TypedGraph) 
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     engine = build_engine(
         tensorrt.graph.model.SerializeToString(),
-        flavour="tensorrt_rtx",
+        variant="tensorrt_rtx",
         targets=("8.6",),
         profiles=(BATCH,),
         precision=Precision.INT8,
-        source="model.int8.onnx",
+        source="model.int8.tensorrt.onnx",
     )
     found = Counter((operator.op, operator.engine) for operator in engine.report.operators)
     assert found["Conv", Precision.INT8] == CONVOLUTIONS

@@ -18,8 +18,8 @@ from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.metadata import finish, serialize
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.value_ranges import scan_ranges
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.precision import Precision
 from tests.exported import INFO, PREPROCESSING, exported_resnet18
 
 # Exports in a process of its own, and prints the sha256 of the float32 and of the fp16 file.

@@ -19,10 +19,10 @@ from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import Probe, relative_error
 from resnet_export.exporter.graph.value_ranges import scan_ranges
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.precision import Precision
 from tests.exported import BATCH, PREPROCESSING, exported_resnet18
-from tests.typed_graphs import FLOAT, assert_strongly_typed, graph_of, kept, run, types_of
+from tests.typed_graphs import FLOAT, assert_strongly_typed, excluded, graph_of, run, types_of
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def narrow() -> TypedGraph:
 
 class TestResNet18:
     def test_is_fp16_between_its_fp32_input_and_output(self, narrow: TypedGraph) -> None:
-        assert narrow.kept == ()
+        assert narrow.excluded == ()
         assert_strongly_typed(narrow.graph)
         types = types_of(narrow.graph)
         assert [name for name, kind in types.items() if kind == FLOAT] == ["input", "logits"]
@@ -62,7 +62,7 @@ class TestResNet18:
         one = exported_resnet18()
         baked = bake_preprocessing(one.graph, PREPROCESSING)
         typed = to_fp16(baked, scan_ranges(baked, [one.crops]))
-        assert typed.kept == ()
+        assert typed.excluded == ()
         assert_strongly_typed(typed.graph)
         operators = [node.op_type for node in typed.graph.model.graph.node]
         assert operators[:5] == ["Cast", "Transpose", "Sub", "Cast", "Conv"]
@@ -89,7 +89,7 @@ class TestALayerThatLeavesTheRange:
     def test_stays_in_fp32_with_its_neighbours_alone_and_the_result_is_right(self) -> None:
         one, graph = exported_resnet18(), self.overflowing()
         typed = to_fp16(graph, scan_ranges(graph, [one.probe.images]))
-        assert kept(typed) == ["layer2.1.conv1", "layer2.1.relu", "layer2.1.conv2"]
+        assert excluded(typed) == ["layer2.1.conv1", "layer2.1.relu", "layer2.1.conv2"]
         assert_strongly_typed(typed.graph)
         assert (
             check_against(typed.graph, one.probe, step="fp16", batch=BATCH, limit=5e-3).checks[-1].worst > 0
@@ -98,7 +98,7 @@ class TestALayerThatLeavesTheRange:
     def test_is_listed_with_its_module_and_its_figures(self) -> None:
         one, graph = exported_resnet18(), self.overflowing()
         ranges = scan_ranges(graph, [one.probe.images])
-        first = to_fp16(graph, ranges).kept[0]
+        first = to_fp16(graph, ranges).excluded[0]
         assert (first.module, first.precision) == ("layer2.1.conv1", Precision.FP32)
         low, high = ranges["layer2.1.conv1.output"]
         assert first.reason.startswith(f"its output goes from {low:.4g} to {high:.4g}; fp16 ends at 65504")
@@ -117,7 +117,7 @@ def test_a_layer_is_kept_because_true_fp16_arithmetic_would_overflow() -> None:
     images = TestReasons.images * 10
     ranges = scan_ranges(graph, [images])
     typed = to_fp16(graph, ranges)
-    assert kept(typed) == ["conv", "relu", "mul"]
+    assert excluded(typed) == ["conv", "relu", "mul"]
 
     def reference(one: ExportedGraph) -> NDArray[Any]:
         with np.errstate(over="ignore"):
@@ -125,7 +125,7 @@ def test_a_layer_is_kept_because_true_fp16_arithmetic_would_overflow() -> None:
 
     assert relative_error(reference(typed.graph), reference(graph)) < 2e-3
     unaware = to_fp16(graph, dict.fromkeys(ranges, (-1.0, 1.0)))
-    assert unaware.kept == ()
+    assert unaware.excluded == ()
     assert np.isinf(reference(unaware.graph)).any()
 
 
@@ -145,10 +145,10 @@ class TestReasons:
         graph = graph_of(
             [("Relu", ["input"], "relu.output"), ("GlobalAveragePool", ["relu.output"], "logits")], {}
         )
-        assert kept(self.typed(graph, self.images * 100)) == []
+        assert excluded(self.typed(graph, self.images * 100)) == []
         typed = self.typed(graph, self.images * 1000)  # averages of about 400, sums of about 25,000
-        assert kept(typed) == ["logits"]
-        assert typed.kept[0].reason.startswith("the sum of the 64 values that it averages goes from")
+        assert excluded(typed) == ["logits"]
+        assert typed.excluded[0].reason.startswith("the sum of the 64 values that it averages goes from")
 
     @pytest.mark.parametrize(
         ("gain", "reason"),
@@ -158,8 +158,8 @@ class TestReasons:
         weight = np.random.default_rng(1).normal(size=(4, 4, 1, 1)) * gain
         graph = graph_of([("Conv", ["input", "weight"], "logits")], {"weight": weight.astype(np.float32)})
         typed = to_fp16(graph, dict.fromkeys(("input", "logits"), (-1.0, 1.0)))
-        assert kept(typed) == ["logits"]
-        assert typed.kept[0].reason.startswith(reason)
+        assert excluded(typed) == ["logits"]
+        assert typed.excluded[0].reason.startswith(reason)
         assert types_of(typed.graph)["weight"] == FLOAT
 
     def test_a_tensor_that_is_subnormal_throughout_stays(self) -> None:
@@ -168,17 +168,17 @@ class TestReasons:
             {"small": np.float32([1e-3]), "large": np.float32([1e4])},
         )
         typed = self.typed(graph, self.images / 100)
-        assert kept(typed) == ["mul", "logits"]
-        assert "smallest normal number" in typed.kept[0].reason
+        assert excluded(typed) == ["mul", "logits"]
+        assert "smallest normal number" in typed.excluded[0].reason
 
     def test_a_dead_tensor_is_no_reason(self) -> None:
         graph = graph_of([("Mul", ["input", "zero"], "logits")], {"zero": np.float32([0])})
-        assert kept(self.typed(graph)) == []
+        assert excluded(self.typed(graph)) == []
 
     def test_an_output_that_leaves_the_range_is_written_in_fp32_without_a_cast(self) -> None:
         graph = graph_of([("Mul", ["input", "gain"], "logits")], {"gain": np.float32([3e4])})
         typed = self.typed(graph)
-        assert kept(typed) == ["logits"]
+        assert excluded(typed) == ["logits"]
         assert [node.op_type for node in typed.graph.model.graph.node] == ["Mul"]
 
 
@@ -228,6 +228,6 @@ def test_any_set_of_tensors_can_stay_in_fp32(too_large: set[str], seed: int) -> 
     types = types_of(typed.graph)
     assert all(types[name] == FLOAT for name in too_large)
     if not too_large:
-        assert typed.kept == ()
+        assert typed.excluded == ()
     batch = np.random.default_rng(seed).normal(size=(3, 4, 8, 8)).astype(np.float32)
     assert relative_error(run(typed.graph, batch), run(graph, batch)) < 5e-3

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.stage_check import relative_error
-from tests.typed_graphs import FLOAT, FLOAT16, INT8, assert_strongly_typed, graph_of, kept, run, types_of
+from tests.typed_graphs import FLOAT, FLOAT16, INT8, assert_strongly_typed, excluded, graph_of, run, types_of
 
 
 def quantized(
@@ -53,7 +53,7 @@ class TestQuantizedGraphs:
     def test_get_fp16_scales_and_outputs_and_keep_their_integers(self) -> None:
         graph, ranges = quantized()
         typed = to_fp16(graph, ranges)
-        assert typed.kept == ()
+        assert typed.excluded == ()
         assert_strongly_typed(typed.graph)
         types = types_of(typed.graph)
         assert {types[name] for name in ("s", "ws", "bias", "dq.output", "dqw.output", "conv.output")} == {
@@ -76,8 +76,8 @@ class TestQuantizedGraphs:
     def test_keep_a_layer_whose_weight_scales_fp16_cannot_hold(self, weight_scale: float) -> None:
         graph, ranges = quantized(weight_scale=weight_scale)
         typed = to_fp16(graph, ranges)
-        assert kept(typed) == ["conv"]
-        assert "the scales of its input 'dqw.output' go from" in typed.kept[0].reason
+        assert excluded(typed) == ["conv"]
+        assert "the scales of its input 'dqw.output' go from" in typed.excluded[0].reason
         assert_strongly_typed(typed.graph)
         types = types_of(typed.graph)
         # The activation is dequantized once for each type, with no Cast between a layer and its DequantizeLinear.
@@ -88,7 +88,7 @@ class TestQuantizedGraphs:
     def test_keep_what_reads_an_activation_whose_scale_fp16_cannot_hold(self) -> None:
         graph, ranges = quantized(scale=2e-5)
         typed = to_fp16(graph, ranges)
-        assert kept(typed) == ["conv", "logits"]
+        assert excluded(typed) == ["conv", "logits"]
         assert_strongly_typed(typed.graph)
         assert types_of(typed.graph)["s"] == FLOAT
         assert relative_error(run(typed.graph, self.images), run(graph, self.images)) < 5e-3
@@ -102,7 +102,7 @@ class TestQuantizedGraphs:
         modules = {name: path for name, path in graph.modules.items() if name != "dqskip"}
         graph = replace(graph, model=model, modules=modules)
         typed = to_fp16(graph, ranges)
-        assert kept(typed) == ["conv"]
+        assert excluded(typed) == ["conv"]
         assert_strongly_typed(typed.graph)
         doubled = [node for node in typed.graph.model.graph.node if node.input[0] == "q.output"]
         assert [(node.name, types_of(typed.graph)[node.output[0]]) for node in doubled] == [

@@ -23,7 +23,7 @@ from resnet_export.runtime.errors import RequestError
 def test_without_weights_the_network_is_seeded_and_says_so() -> None:
     network = build_network(ModelSpec(depth=18, image_size=32, seed=5))
     assert network.info.weights == WeightsInfo(source="untrained", name="untrained", seed=5)
-    assert (network.info.arch, network.info.depth, network.info.num_classes) == ("resnet18", 18, 1000)
+    assert (network.info.arch, network.info.num_classes) == ("resnet18", 1000)
     assert network.info.parameters == ZOO["resnet18"].parameters
     assert network.labels == imagenet_labels()
     (notice,) = network.notices

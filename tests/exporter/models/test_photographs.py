@@ -67,10 +67,10 @@ def test_provenance_tells_the_box_that_was_cut(source: str) -> None:
     ]
     assert not others
     with Image.open(str(FOLDER / name)) as file:
-        kept = np.asarray(file).astype(float)
+        excluded = np.asarray(file).astype(float)
     original = Image.fromarray(load_sample_image(source))
-    again = original.resize(kept.shape[:2], Image.Resampling.LANCZOS, box=_box(box))
-    assert np.abs(kept - np.asarray(again)).mean() < 4  # of 255: what JPEG costs
+    again = original.resize(excluded.shape[:2], Image.Resampling.LANCZOS, box=_box(box))
+    assert np.abs(excluded - np.asarray(again)).mean() < 4  # of 255: what JPEG costs
 
 
 def test_photographs_come_whole_at_any_size() -> None:

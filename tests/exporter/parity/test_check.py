@@ -39,7 +39,6 @@ from resnet_export.runtime.bundle.manifest import (
     BatchRange,
     FileInfo,
     Manifest,
-    Precision,
     WeightsInfo,
     encode_manifest,
     read_manifest,
@@ -48,6 +47,7 @@ from resnet_export.runtime.errors import CheckpointError, DatasetError, Dependen
 from resnet_export.runtime.parity.attribution.diagnosis import suspects
 from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import ParityReport, decode_report, encode_report
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
 from tests import parity_bundle
 from tests.exported import CLASSES, SIZE, seeded_crops, seeded_resnet18
@@ -308,7 +308,7 @@ def test_weights_that_are_missing_or_not_wanted_are_refused(
         eager_reference(resnet18_bundle, weights)
     with pytest.raises(RequestError, match="without the eager reference"):
         check_parity(uint8_bundle, data=data, weights=weights)
-    with pytest.raises(RequestError, match="further images"):
+    with pytest.raises(RequestError, match="validation images"):
         check_parity(uint8_bundle, reference="eager", weights=weights)
     with pytest.raises(RequestError, match="'torch'"):
         check_parity(uint8_bundle, data=data, reference="torch")  # type: ignore[arg-type]
@@ -386,13 +386,13 @@ def test_an_equalized_graph_is_compared_under_its_own_equalization(
     artifact = Artifact(
         name="int8.cpu", kind="onnx", precision=Precision.INT8, target="cpu", **facts["model.int8.cpu.onnx"]
     )
-    kept = tuple(one for one in manifest.files if one.file not in files and "engine" not in one.file)
+    excluded = tuple(one for one in manifest.files if one.file not in files and "engine" not in one.file)
     rewritten(
         bundle,
         msgspec.structs.replace(
             manifest,
             artifacts=(*manifest.artifacts, artifact),
-            files=(*kept, FileInfo(**facts["calibration.json"])),
+            files=(*excluded, FileInfo(**facts["calibration.json"])),
         ),
     )
     (found,) = compare_artifacts(bundle, ["int8.cpu"])

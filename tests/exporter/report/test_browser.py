@@ -32,8 +32,8 @@ SMALLEST_TEXT = """() => Math.min(...[...document.querySelectorAll('svg text')].
 
 # WCAG 2.2, relative luminance and contrast ratio, of every text in a chart with the page behind it.
 LEAST_CONTRAST = """() => {
-    const luminance = colour => {
-        const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(value => value / 255)
+    const luminance = color => {
+        const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map(value => value / 255)
             .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };

@@ -18,9 +18,9 @@ from resnet_export.exporter.report.charts.intervals import Row, intervals
 from resnet_export.exporter.report.charts.pareto import Point, front
 from resnet_export.exporter.report.charts.svg import TEXT, drawing, fitted, scientific
 from resnet_export.exporter.report.charts.waterfall import percent, waterfall
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.parity.attribution.stages import Stage, attribute
 from resnet_export.runtime.parity.criteria.tolerances import for_manifest
+from resnet_export.runtime.precision import Precision
 
 points = st.builds(
     Point,

@@ -22,8 +22,8 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from resnet_export.runtime.backends import ROUTES, Backend, OpenRequest, Route, native_error, open_backend
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.errors import BackendError
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.host import probe
 from tests import tiny_bundle
@@ -122,12 +122,12 @@ def test_the_optimizer_that_corrupts_fp16_scales_is_off_and_said_to_be() -> None
 def test_logits_belong_to_the_caller(route: Route) -> None:
     backend = open_backend(route, request_for(route))
     first = backend.run(batch_of(2, seed=1))
-    kept = first.copy()
+    excluded = first.copy()
     second = backend.run(batch_of(2, seed=2))
-    assert np.array_equal(first, kept)
+    assert np.array_equal(first, excluded)
     assert not np.shares_memory(first, second)
     first[:] = 0
-    assert np.array_equal(backend.run(batch_of(2, seed=1)), kept)
+    assert np.array_equal(backend.run(batch_of(2, seed=1)), excluded)
     backend.close()
     assert np.array_equal(second, second.copy())
 

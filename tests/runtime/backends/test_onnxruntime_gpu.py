@@ -66,9 +66,9 @@ def test_bound_memory_gives_the_logits_of_the_reference_evaluator(uint8: bool) -
 def test_logits_are_not_overwritten_by_the_next_run() -> None:
     backend = bound()
     first = backend.run(batch_of(2, seed=1))
-    kept = first.copy()
+    excluded = first.copy()
     backend.run(batch_of(2, seed=2))
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, excluded)
 
 
 def test_threads_do_not_share_what_is_bound() -> None:

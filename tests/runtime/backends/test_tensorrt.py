@@ -26,11 +26,11 @@ from resnet_export.runtime.bundle.manifest import (
     Artifact,
     BatchRange,
     EngineInfo,
-    Precision,
     TensorSpec,
     encode_manifest,
 )
 from resnet_export.runtime.errors import BackendError, IntegrityError, RequestError, SessionClosedError
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import Gpu, GpuQuery, HostFacts, Package
 from resnet_export.runtime.session import open_session
 from tests import tiny_bundle
@@ -57,7 +57,7 @@ class Rig:
         numbers = [int(part) for part in self.library.__version__.split(".")]
         data = plan((*numbers, 0)[:4], rtx_mask=4 if self.library.is_rtx else None)
         info = EngineInfo(
-            flavour="tensorrt_rtx" if self.library.is_rtx else "tensorrt",
+            variant="tensorrt_rtx" if self.library.is_rtx else "tensorrt",
             version=self.library.__version__,
             compute_capabilities=("8.6",),
             profiles=tuple(BatchRange(min=a, opt=b, max=c) for a, b, c in self.how.profiles),
@@ -85,7 +85,7 @@ class Rig:
             ),
             output=TensorSpec(name="logits", dtype="float32", layout="NC", shape=("N", CLASSES)),
             batch=BatchRange(min=1, opt=4, max=8),
-            provider=info.flavour,
+            provider=info.variant,
             precision=Precision.FP16,
             device=0,
             threads=None,
@@ -100,7 +100,7 @@ class Rig:
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Rig]]:
     def make(version: str) -> Rig:
         made = Rig(version, tmp_path)
-        monkeypatch.setattr(runner, "load_library", lambda flavour: made.library)
+        monkeypatch.setattr(runner, "load_library", lambda variant: made.library)
         monkeypatch.setattr(runner, "Cuda", lambda device: Cuda(device, made.cuda))
         monkeypatch.setattr(runner, "query_gpus", lambda: GpuQuery(made.gpus, "13.0", None))
         return made
@@ -448,8 +448,8 @@ def test_a_session_runs_the_engine_of_its_bundle(
     (bundle / "engines").mkdir()
     (bundle / engine.file).write_bytes(request.data)
     (bundle / MANIFEST_NAME).write_bytes(encode_manifest(tiny_bundle.manifest([source, engine])))
-    flavour = request.provider
-    package = Package(module=flavour, distribution=flavour, version=made.library.__version__)
+    variant = request.provider
+    package = Package(module=variant, distribution=variant, version=made.library.__version__)
     facts = HostFacts(system="linux", machine="x86_64", cpus=2, packages=(package,), gpus=made.gpus)
     monkeypatch.setattr("resnet_export.runtime.session.probe", lambda: facts)
     batch = (
@@ -457,7 +457,7 @@ def test_a_session_runs_the_engine_of_its_bundle(
     )
     with open_session(bundle) as session:
         assert (session.choice.artifact, session.choice.backend) == ("engine", "tensorrt")
-        assert (session.choice.provider, session.choice.device) == (flavour, "gpu:0")
+        assert (session.choice.provider, session.choice.device) == (variant, "gpu:0")
         np.testing.assert_allclose(session.run(batch), logits(batch), rtol=1e-5, atol=1e-6)
         result = session.run_on_device(OnDevice(made.cuda, batch))
         assert result.shape == (19, tiny_bundle.CLASSES)
@@ -520,7 +520,7 @@ def test_an_engine_that_the_library_refuses_is_an_error_with_its_reason(
     [
         ({"compute_capabilities": ("8.9",)}, "built for compute capability 8.9, this GPU has 8.6"),
         ({"version": "9.9.9"}, "the manifest says TensorRT 9.9.9"),
-        ({"flavour": "tensorrt_rtx"}, "the manifest says TensorRT for RTX"),
+        ({"variant": "tensorrt_rtx"}, "the manifest says TensorRT for RTX"),
     ],
 )
 def test_an_engine_for_something_else_never_reaches_the_library(
@@ -554,4 +554,4 @@ def test_a_version_compatible_engine_may_bring_its_own_runtime(rig: Callable[[st
     assert made.library.runtime.engine_host_code_allowed is not True
     made.open(options={"version_compatible": True}).close()
     assert made.library.runtime.engine_host_code_allowed is True
-    assert read_header(made.how.given[-1]).flavour == "tensorrt"
+    assert read_header(made.how.given[-1]).variant == "tensorrt"

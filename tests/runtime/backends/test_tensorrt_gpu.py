@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from resnet_export.exporter.engine.build import add_engines
 from resnet_export.exporter.engine.targets import family, sm
 from resnet_export.exporter.spec import EngineChoice
-from resnet_export.runtime.bundle.manifest import Precision
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.host import probe
 from resnet_export.runtime.session import open_session

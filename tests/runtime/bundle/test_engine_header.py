@@ -25,11 +25,11 @@ from resnet_export.runtime.bundle.manifest import (
     Artifact,
     BatchRange,
     EngineInfo,
-    Precision,
     encode_manifest,
     read_artifact,
 )
 from resnet_export.runtime.errors import BackendError, BundleError, IntegrityError, NoBackendError
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import Gpu, HostFacts, Package
 from resnet_export.runtime.session import open_session
 from tests import tiny_bundle
@@ -52,7 +52,7 @@ def engine(
 
 def info(**changes: Any) -> EngineInfo:
     known: dict[str, Any] = {
-        "flavour": "tensorrt_rtx",
+        "variant": "tensorrt_rtx",
         "version": "1.7.1.116",
         "compute_capabilities": ("8.6",),
         "profiles": (BatchRange(min=1, opt=4, max=8),),
@@ -124,10 +124,10 @@ def test_a_manifest_without_a_version_vouches_for_nothing() -> None:
         ({}, "1.7.1.116", "8.9", "built for compute capability 8.6, this GPU has 8.9"),
         ({"compute_capabilities": ("8.6", "8.9")}, "1.7.1.116", "8.9", None),
         # A package may report fewer numbers than the library, or a suffix.
-        ({"flavour": "tensorrt", "version": "10.13.3.9"}, "10.13.3.9.post1", "8.6", None),
-        ({"flavour": "tensorrt", "version": "10.3.0.26"}, "10.3.0", "8.6", None),
-        ({"flavour": "tensorrt", "version": "10.3.0"}, "unknown", "8.6", "this host has unknown"),
-        ({"flavour": "tensorrt", "version": "10.3.0"}, "11.3.0", "8.6", "this host has 11.3.0"),
+        ({"variant": "tensorrt", "version": "10.13.3.9"}, "10.13.3.9.post1", "8.6", None),
+        ({"variant": "tensorrt", "version": "10.3.0.26"}, "10.3.0", "8.6", None),
+        ({"variant": "tensorrt", "version": "10.3.0"}, "unknown", "8.6", "this host has unknown"),
+        ({"variant": "tensorrt", "version": "10.3.0"}, "11.3.0", "8.6", "this host has 11.3.0"),
         ({"version": "1.7.1.116", "options": {"version_compatible": True}}, "1.9.0.2", "8.6", None),
         ({"options": {"version_compatible": True}}, "1.6.0.2", "8.6", "from 1.7.1.116 on"),
         ({"options": {"version_compatible": True}}, "2.0.0.2", "8.6", "this host has 2.0.0.2"),
@@ -230,8 +230,8 @@ def rtx_host(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     )
     loaded: list[str] = []
 
-    def load(flavour: str) -> Any:
-        loaded.append(flavour)
+    def load(variant: str) -> Any:
+        loaded.append(variant)
         raise BackendError("the native library was reached")
 
     monkeypatch.setattr("resnet_export.runtime.session.probe", lambda: facts)
@@ -289,7 +289,7 @@ def test_a_foreign_file_with_a_right_hash_is_stopped_by_its_header(bundle: Path,
     [
         ({"compute_capabilities": ("8.9",)}, "built for compute capability 8.9, this GPU has 8.6"),
         ({"version": "1.6.0.99"}, "built by TensorRT for RTX 1.6.0.99, this host has 1.7.1.116"),
-        ({"flavour": "tensorrt", "version": "10.3.0"}, "needs the package tensorrt, which is not installed"),
+        ({"variant": "tensorrt", "version": "10.3.0"}, "needs the package tensorrt, which is not installed"),
     ],
 )
 def test_an_engine_for_another_host_is_passed_over_by_name(

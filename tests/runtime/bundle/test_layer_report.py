@@ -14,8 +14,8 @@ from resnet_export.runtime.bundle.layer_report import (
     summary,
     table,
 )
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.errors import BundleError
+from resnet_export.runtime.precision import Precision
 
 
 def operator(

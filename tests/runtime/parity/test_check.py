@@ -14,13 +14,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from resnet_export.runtime.bundle.manifest import (
-    MANIFEST_NAME,
-    Precision,
-    Tolerance,
-    encode_manifest,
-    read_manifest,
-)
+from resnet_export.runtime.bundle.manifest import MANIFEST_NAME, encode_manifest, read_manifest
 from resnet_export.runtime.errors import (
     BundleError,
     DatasetError,
@@ -35,6 +29,7 @@ from resnet_export.runtime.parity.criteria.tolerances import for_manifest, parse
 from resnet_export.runtime.parity.measure.comparison import Batch
 from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport, decode_report, encode_report
+from resnet_export.runtime.precision import Precision, Tolerance
 from tests.parity_bundle import COUNT, crops, graph, logits, write
 from tests.tiny_bundle import CLASSES, FP16, FP32, INT8_CPU, LABELS, SIDE
 
@@ -52,7 +47,7 @@ def clean(bundle: Path) -> ParityReport:
     return run_parity(bundle, threads=1)
 
 
-def labelled(count: int = 200, wrong: int = 5, size: int = 16, shift: int = 0) -> Iterator[Batch]:
+def labeled(count: int = 200, wrong: int = 5, size: int = 16, shift: int = 0) -> Iterator[Batch]:
     """Batches of crops with the labels that the fp32 graph gives them, but for every `wrong`-th."""
     images = crops(count, seed=9)
     labels = logits(images).argmax(axis=1)
@@ -127,9 +122,9 @@ def test_the_figures_are_those_of_onnx_runtime_driven_by_hand(clean: ParityRepor
 
 def test_entries_say_what_really_ran_and_what_a_cpu_only_emulates(clean: ParityReport) -> None:
     half, int8 = entry(clean, "fp16"), entry(clean, "int8.cpu", "openvino")
-    assert half.emulated == "emulated: this CPU computes fp16 in fp32"
+    assert half.simulated == "simulated: this CPU computes fp16 in fp32"
     assert (half.declared, half.ran, half.held_to) == (Precision.FP16,) * 3
-    assert int8.emulated is None
+    assert int8.simulated is None
     assert (int8.device, int8.provider, int8.ran) == ("cpu", "CPU", Precision.INT8)
     assert int8.version in clean.versions.values()
 
@@ -158,7 +153,7 @@ def test_each_entry_names_the_step_that_most_of_its_error_comes_from(clean: Pari
 def test_the_verdicts_for_the_manifest_are_one_for_each_backend_that_ran(clean: ParityReport) -> None:
     found = clean.verdicts("int8.cpu")
     assert {verdict.backend for verdict in found} == {"onnxruntime", "openvino"}
-    assert all(verdict.passed and "centred cosine" in verdict.detail for verdict in found)
+    assert all(verdict.passed and "centered cosine" in verdict.detail for verdict in found)
     assert clean.verdicts("no such artifact") == ()
 
 
@@ -178,7 +173,7 @@ def test_a_fault_in_an_artifact_fails_it_and_is_traced_past_the_recorded_stages(
     assert report.exit_code == 1
     assert entry(report, "fp32").passed
     broken = entry(report, "fp16")
-    assert "centred_cosine" in failed(broken)
+    assert "centered_cosine" in failed(broken)
     assert broken.attribution is not None
     assert broken.attribution.departs == "backend"
     assert "fp16 on onnxruntime (" in report.verdict.sentence
@@ -247,7 +242,7 @@ def test_a_bundle_that_is_replaced_during_the_check_is_not_judged(tmp_path: Path
 
 
 def test_further_images_are_compared_with_the_fp32_graph(bundle: Path) -> None:
-    report = run_parity(bundle, data=labelled(), data_name="photos", backends=ORT, threads=1)
+    report = run_parity(bundle, data=labeled(), data_name="photos", backends=ORT, threads=1)
     check = entry(report, "fp16").check("data")
     assert check is not None
     assert check.reference == "onnx"
@@ -257,16 +252,16 @@ def test_further_images_are_compared_with_the_fp32_graph(bundle: Path) -> None:
     images = crops(200, seed=9)
     expected = logits(images, graph(FP16)).argmax(axis=1) == logits(images).argmax(axis=1)
     assert check.comparison.figures.top1 == expected.sum()
-    assert check.comparison.labelled is not None
-    assert check.comparison.labelled.reference_accuracy == pytest.approx(0.8)
+    assert check.comparison.labeled is not None
+    assert check.comparison.labeled.reference_accuracy == pytest.approx(0.8)
 
 
 def test_the_reference_shows_its_own_accuracy_and_is_not_compared_with_itself(bundle: Path) -> None:
-    report = run_parity(bundle, data=labelled(), backends=ORT, threads=1)
+    report = run_parity(bundle, data=labeled(), backends=ORT, threads=1)
     check = entry(report, "fp32").check("data")
     assert check is not None
-    assert check.comparison.labelled is not None
-    assert check.comparison.labelled.drop_points == 0
+    assert check.comparison.labeled is not None
+    assert check.comparison.labeled.drop_points == 0
     assert check.criteria == ()
 
 
@@ -275,7 +270,7 @@ def test_without_labels_the_reference_has_nothing_to_show(bundle: Path) -> None:
     assert entry(report, "fp32").check("data") is None
     check = entry(report, "fp16").check("data")
     assert check is not None
-    assert check.comparison.labelled is None
+    assert check.comparison.labeled is None
 
 
 def test_an_eager_model_can_be_the_reference_instead(bundle: Path) -> None:
@@ -293,7 +288,7 @@ def test_an_eager_model_can_be_the_reference_instead(bundle: Path) -> None:
 
 
 def test_the_reference_runs_even_when_it_was_not_asked_for(bundle: Path) -> None:
-    report = run_parity(bundle, data=labelled(), artifacts=["fp16"], backends=["openvino"], threads=1)
+    report = run_parity(bundle, data=labeled(), artifacts=["fp16"], backends=["openvino"], threads=1)
     assert [found.artifact for found in report.entries] == ["fp32", "fp16"]
     assert "not asked for" in entry(report, "fp32").notes[-1]
     assert entry(report, "fp16", "openvino").check("data") is not None
@@ -301,7 +296,7 @@ def test_the_reference_runs_even_when_it_was_not_asked_for(bundle: Path) -> None
 
 def test_a_reference_that_failed_its_golden_check_is_not_compared_with(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiny", (FP32, FP16), graphs={"fp32": changed(graph(), swap_channels)})
-    report = run_parity(folder, data=labelled(), backends=ORT, threads=1)
+    report = run_parity(folder, data=labeled(), backends=ORT, threads=1)
     assert report.exit_code == 1
     assert any("their reference, failed against golden" in note for note in report.notes)
     assert entry(report, "fp16").check("data") is None
@@ -310,7 +305,7 @@ def test_a_reference_that_failed_its_golden_check_is_not_compared_with(tmp_path:
 def test_an_accuracy_drop_beyond_the_users_limit_fails_and_within_it_passes(bundle: Path) -> None:
     def run(points: float) -> Entry:
         report = run_parity(
-            bundle, data=labelled(), artifacts=["int8.cpu"], backends=ORT, max_drop=points, threads=1
+            bundle, data=labeled(), artifacts=["int8.cpu"], backends=ORT, max_drop=points, threads=1
         )
         return entry(report, "int8.cpu")
 
@@ -321,7 +316,7 @@ def test_an_accuracy_drop_beyond_the_users_limit_fails_and_within_it_passes(bund
 
 
 def test_a_small_data_set_is_said_to_be_too_small_for_the_limit(bundle: Path) -> None:
-    report = run_parity(bundle, data=labelled(40), artifacts=["fp16"], backends=ORT, max_drop=0.5, threads=1)
+    report = run_parity(bundle, data=labeled(40), artifacts=["fp16"], backends=ORT, max_drop=0.5, threads=1)
     found = criterion(entry(report, "fp16"), "data", "max_drop")
     assert "40 images are too few to resolve 0.5 points (about " in found.detail
 
@@ -329,8 +324,8 @@ def test_a_small_data_set_is_said_to_be_too_small_for_the_limit(bundle: Path) ->
 def test_shifted_labels_fail_a_trained_network_and_no_untrained_one(tmp_path: Path) -> None:
     for trained in (True, False):
         folder = write(tmp_path / f"{trained}", (FP32, FP16), trained=trained)
-        right = run_parity(folder, data=labelled(), backends=ORT, threads=1)
-        shifted = run_parity(folder, data=labelled(shift=1), backends=ORT, threads=1)
+        right = run_parity(folder, data=labeled(), backends=ORT, threads=1)
+        shifted = run_parity(folder, data=labeled(shift=1), backends=ORT, threads=1)
         assert "labels_fit" not in failed(entry(right, "fp16"), "data")
         assert ("labels_fit" in failed(entry(shifted, "fp16"), "data")) is trained
 
@@ -352,9 +347,7 @@ def test_the_users_agreement_is_demanded_of_the_data_or_else_of_the_golden_image
     found = criterion(entry(without, "fp16"), "golden", "min_agreement")
     top1 = entry(without, "fp16").checks[0].comparison.figures.top1
     assert found.passed is (top1 == COUNT)
-    having = run_parity(
-        bundle, data=labelled(), artifacts=["fp16"], backends=ORT, min_agreement=90, threads=1
-    )
+    having = run_parity(bundle, data=labeled(), artifacts=["fp16"], backends=ORT, min_agreement=90, threads=1)
     assert criterion(entry(having, "fp16"), "data", "min_agreement").passed
     assert "min_agreement" not in [c.name for c in entry(having, "fp16").checks[0].criteria]
 
@@ -362,18 +355,18 @@ def test_the_users_agreement_is_demanded_of_the_data_or_else_of_the_golden_image
 def test_an_accuracy_that_is_demanded_is_demanded_of_the_reference_too(bundle: Path) -> None:
     # One label in five is wrong on purpose: the fp32 graph is right on 80 %.
     options: dict[str, Any] = {"backends": ORT, "artifacts": ["fp32", "fp16"], "threads": 1}
-    assert run_parity(bundle, data=labelled(), min_accuracy=75, **options).exit_code == 0
-    report = run_parity(bundle, data=labelled(), min_accuracy=85, **options)
+    assert run_parity(bundle, data=labeled(), min_accuracy=75, **options).exit_code == 0
+    report = run_parity(bundle, data=labeled(), min_accuracy=85, **options)
     assert {found.artifact for found in report.entries if found.passed} == set()
     assert criterion(entry(report, "fp32"), "data", "min_accuracy").value == pytest.approx(80)
     assert "min accuracy 80, expected ≥ 85" in report.verdict.sentence
     # What fp32 lacks no artifact has lost.
     assert report.verdict.stage == "labels"
     assert "every run is below the accuracy demanded" in report.verdict.sentence
-    alone = run_parity(bundle, data=labelled(), min_accuracy=85, **(options | {"artifacts": ["fp32"]}))
+    alone = run_parity(bundle, data=labeled(), min_accuracy=85, **(options | {"artifacts": ["fp32"]}))
     assert (alone.exit_code, failed(entry(alone, "fp32"), "data")) == (1, ["min_accuracy"])
     with pytest.raises(
-        DatasetError, match="min_accuracy was given, and the images of further images have no labels"
+        DatasetError, match="min_accuracy was given, and the images of validation images have no labels"
     ):
         run_parity(bundle, data=[Batch(crops(4))], min_accuracy=85, **options)
 
@@ -387,7 +380,7 @@ def test_an_artifact_alone_below_the_accuracy_demanded_is_to_blame_for_it(tmp_pa
     folder = write(tmp_path / "b", (FP32, FP16), trained=True)
     clean = (folder / "model.fp16.onnx").read_bytes()
     spoilt = write(tmp_path / "s", (FP32, FP16), graphs={"fp16": changed(clean, roll)}, trained=True)
-    report = run_parity(spoilt, data=labelled(), min_accuracy=75, backends=ORT, threads=1)
+    report = run_parity(spoilt, data=labeled(), min_accuracy=75, backends=ORT, threads=1)
     assert "min_accuracy" not in failed(entry(report, "fp32"), "data")
     assert "min_accuracy" in failed(entry(report, "fp16"), "data")
     assert report.verdict.stage != "labels"
@@ -422,7 +415,7 @@ def test_bf16_is_checked_when_it_is_asked_for_and_held_to_its_own_limits(bundle:
 
 @pytest.mark.parametrize("limit", [1, 16, 17, 200, 999])
 def test_the_limit_counts_images_and_not_batches(bundle: Path, limit: int) -> None:
-    report = run_parity(bundle, data=labelled(), artifacts=["fp16"], backends=ORT, limit=limit, threads=1)
+    report = run_parity(bundle, data=labeled(), artifacts=["fp16"], backends=ORT, limit=limit, threads=1)
     check = entry(report, "fp16").check("data")
     assert check is not None
     assert check.comparison.figures.images == min(limit, 200)
@@ -430,7 +423,7 @@ def test_the_limit_counts_images_and_not_batches(bundle: Path, limit: int) -> No
 
 def test_nothing_beyond_the_limit_is_read(bundle: Path) -> None:
     def batches() -> Iterator[Batch]:
-        yield from list(labelled())[:2]
+        yield from list(labeled())[:2]
         raise AssertionError("read on")
 
     run_parity(bundle, data=batches(), artifacts=["fp16"], backends=ORT, limit=32, threads=1)
@@ -444,8 +437,8 @@ def test_progress_sees_each_run_and_each_batch(bundle: Path) -> None:
             seen[description] = seen.get(description, 0) + 1
             yield item
 
-    run_parity(bundle, data=labelled(40), artifacts=["fp16"], backends=ORT, progress=progress, threads=1)
-    assert seen == {"golden images": 2, "further images": 3}
+    run_parity(bundle, data=labeled(40), artifacts=["fp16"], backends=ORT, progress=progress, threads=1)
+    assert seen == {"golden images": 2, "validation images": 3}
 
 
 @pytest.mark.parametrize(
@@ -506,7 +499,7 @@ def test_a_host_without_any_backend_passes_nothing(bundle: Path, monkeypatch: py
     assert report.verdict.status == "unverified"
     assert report.exit_code == 2
     with pytest.raises(NoBackendError, match="nothing on this host runs it"):
-        run_parity(bundle, data=labelled())
+        run_parity(bundle, data=labeled())
 
 
 def test_a_reference_that_predicts_one_class_is_pointed_out(tmp_path: Path) -> None:
@@ -543,13 +536,13 @@ def test_a_limit_that_nothing_would_be_held_to_is_refused_before_the_work(
 
 def test_data_that_are_compared_with_nothing_are_said_to_be_in_every_output(bundle: Path) -> None:
     options: dict[str, Any] = {"data_name": "photos", "artifacts": ["fp32"], "backends": ORT, "threads": 1}
-    for data in (labelled(40), iter([Batch(crops(8))])):
+    for data in (labeled(40), iter([Batch(crops(8))])):
         report = run_parity(bundle, data=data, **options)
         assert report.exit_code == 0
         assert said_everywhere(
             report, "photos were compared with nothing: fp32 on onnxruntime, their reference"
         )
-    both = run_parity(bundle, data=labelled(40), **(options | {"artifacts": ["fp16"]}))
+    both = run_parity(bundle, data=labeled(40), **(options | {"artifacts": ["fp16"]}))
     assert not any("compared with nothing" in note for note in both.notes)
 
 
@@ -559,7 +552,7 @@ def test_the_reference_alone_can_be_held_to_an_eager_network(bundle: Path) -> No
         return np.asarray(session.run(None, {"input": inputs})[0])
 
     report = run_parity(
-        bundle, data=labelled(40), artifacts=["fp32"], backends=ORT, eager=eager, min_agreement=100, threads=1
+        bundle, data=labeled(40), artifacts=["fp32"], backends=ORT, eager=eager, min_agreement=100, threads=1
     )
     assert criterion(entry(report, "fp32"), "data", "min_agreement").passed
     assert not any("compared with nothing" in note for note in report.notes)
@@ -584,15 +577,15 @@ def test_copies_of_one_image_leave_the_centred_cosine_out_and_the_relative_error
         assert check is not None
         names = [found.name for found in check.criteria]
         assert "relative_error" in names
-        assert "centred_cosine" not in names
-        assert said_everywhere(report, "photos leave the centred cosine out")
+        assert "centered_cosine" not in names
+        assert said_everywhere(report, "photos leave the centered cosine out")
         assert said_everywhere(report, "give several different images")
 
 
 def test_a_candidate_that_ignores_its_input_fails_on_different_images_all_the_same(tmp_path: Path) -> None:
     folder = write(tmp_path / "b", (FP32, FP16), graphs={"fp16": changed(graph(FP16), dead)})
     report = run_parity(folder, data=[Batch(crops(8))], backends=ORT, threads=1)
-    assert "centred_cosine" in failed(entry(report, "fp16"), "data")
+    assert "centered_cosine" in failed(entry(report, "fp16"), "data")
 
 
 def dead(arrays: dict[str, np.ndarray]) -> None:
@@ -632,7 +625,7 @@ def test_stale_constant_eager_logits_are_no_dead_network(tmp_path: Path) -> None
 
 
 def test_limits_that_the_bundle_loosened_are_named_in_every_output(tmp_path: Path) -> None:
-    loose = {**for_manifest(untrained=True, depth=18), "fp32": Tolerance()}
+    loose = {**for_manifest(untrained=True, layers_in_series=18), "fp32": Tolerance()}
     report = run_parity(write(tmp_path / "b", (FP32,), tolerances=loose), backends=ORT, threads=1)
     assert said_everywhere(
         report, "limits are looser than the shipped ones, by the bundle: fp32 relative error"

@@ -50,7 +50,7 @@ def test_the_whole_of_parity_loads_neither_frameworks_nor_backends_nor_renderers
 
 def test_the_documentation_defines_every_figure_and_every_criterion() -> None:
     text = (DOCS / "parity.md").read_text(encoding="utf-8")
-    criteria = ("finite", "relative_error", "centred_cosine", "top1_agreement", "min_agreement")
+    criteria = ("finite", "relative_error", "centered_cosine", "top1_agreement", "min_agreement")
     criteria += ("max_drop", "accuracy_drop", "labels_fit", "labels_order")
     figures = {*Figures.__struct_fields__} - {"images", "classes", "near_tie_flips"}
     stages = {*StageError.__struct_fields__, *Attribution.__struct_fields__} & {
@@ -66,5 +66,5 @@ def test_the_documentation_states_the_limits_that_the_table_has() -> None:
     untrained = [(f"int8, untrained, {depth} layers", limits) for depth, limits in UNTRAINED_INT8.items()]
     for name, limits in (*TABLE.items(), *untrained):
         row = next(row for row in rows if row.startswith(f"| {name} |"))
-        for limit in (limits.relative_error, limits.centred_cosine, limits.top1_agreement):
+        for limit in (limits.relative_error, limits.centered_cosine, limits.top1_agreement):
             assert f"| {limit:.12g} " in row, (name, limit)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from resnet_export.runtime.bundle.manifest import Manifest, Precision, read_manifest
+from resnet_export.runtime.bundle.manifest import Manifest, read_manifest
 from resnet_export.runtime.errors import BundleError, RequestError
 from resnet_export.runtime.parity.plan import is_reference, plan
 from resnet_export.runtime.parity.report.schema import Asked
+from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import Gpu, HostFacts, Package
 from tests import tiny_bundle
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity import Batch, run_parity
 from resnet_export.runtime.parity.spec import ask
+from resnet_export.runtime.precision import Precision
 from tests.parity_bundle import crops, write
 from tests.tiny_bundle import FP16, FP32, SIDE
 

@@ -11,18 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_export.runtime.backends import ROUTES
-from resnet_export.runtime.bundle.manifest import (
-    Artifact,
-    BatchRange,
-    EngineInfo,
-    Manifest,
-    Precision,
-    Verdict,
-)
+from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, EngineInfo, Manifest, Verdict
 from resnet_export.runtime.errors import BundleError, RequestError
-from resnet_export.runtime.select.choice import Considered, Wish
+from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.select.choice import Considered, SessionSpec
 from resnet_export.runtime.select.host import CPU_FEATURES, Gpu, HostFacts, Package
-from resnet_export.runtime.select.resolver import Resolution, explain, parse_wish, resolve
+from resnet_export.runtime.select.resolver import Resolution, explain, parse_request, resolve
 from tests import tiny_bundle
 
 RTX_4090 = Gpu(index=0, name="NVIDIA GeForce RTX 4090", compute_capability="8.9", memory=24 << 30)
@@ -87,21 +81,21 @@ def vouched(variant: tiny_bundle.Variant) -> Artifact:
 def engine(
     precision: Precision = Precision.FP16,
     *,
-    flavour: str = "tensorrt_rtx",
+    variant: str = "tensorrt_rtx",
     version: str = "1.7.1.116",
     capabilities: tuple[str, ...] = ("8.6", "8.9"),
     parity: tuple[Verdict, ...] = (),
 ) -> Artifact:
     return Artifact(
-        name=f"{flavour}.{precision}",
-        file=f"engines/{flavour}.{precision}.engine",
+        name=f"{variant}.{precision}",
+        file=f"engines/{variant}.{precision}.engine",
         kind="engine",
         precision=precision,
         target="tensorrt",
         bytes=1,
         sha256="0" * 64,
         engine=EngineInfo(
-            flavour=flavour,
+            variant=variant,
             version=version,
             compute_capabilities=capabilities,
             profiles=(BatchRange(),),
@@ -114,14 +108,14 @@ def engine(
 
 ALL_ONNX = tuple(vouched(variant) for variant in tiny_bundle.ALL)
 ALL_ENGINES = tuple(
-    engine(precision, flavour=flavour, version=version)
-    for flavour, version in (("tensorrt_rtx", "1.7.1.116"), ("tensorrt", "10.13.3.9"))
+    engine(precision, variant=variant, version=version)
+    for variant, version in (("tensorrt_rtx", "1.7.1.116"), ("tensorrt", "10.13.3.9"))
     for precision in (Precision.FP32, Precision.FP16, Precision.INT8)
 )
 
 
-def pick(artifacts: tuple[Artifact, ...], facts: HostFacts = CPU_HOST, **wish: object) -> Resolution:
-    return resolve(tiny_bundle.manifest(artifacts), facts, Wish(**wish), routes=RUNNING)
+def pick(artifacts: tuple[Artifact, ...], facts: HostFacts = CPU_HOST, **request: object) -> Resolution:
+    return resolve(tiny_bundle.manifest(artifacts), facts, SessionSpec(**request), routes=RUNNING)
 
 
 def chosen(resolution: Resolution) -> str | None:
@@ -160,22 +154,22 @@ def test_on_a_cpu_fp16_ranks_below_fp32_and_is_labelled_emulated(backend: str) -
     assert chosen(pick(artifacts, backend=backend)).startswith("fp32")
     asked = pick(artifacts, backend=backend, precision=Precision.FP16).choice
     assert asked is not None
-    assert (asked.precision, asked.emulated) == (Precision.FP16, True)
+    assert (asked.precision, asked.simulated) == (Precision.FP16, True)
 
 
 def test_int8_for_tensorrt_is_emulated_by_onnxruntime_and_real_on_openvino() -> None:
     artifacts = (vouched(tiny_bundle.INT8),)
     flags = {
-        backend: pick(artifacts, backend=backend).choice.emulated for backend in ("onnxruntime", "openvino")
+        backend: pick(artifacts, backend=backend).choice.simulated for backend in ("onnxruntime", "openvino")
     }
     assert flags == {"onnxruntime": True, "openvino": False}
-    assert pick(ALL_ONNX, host(ORT), artifact="int8.cpu").choice.emulated is False
+    assert pick(ALL_ONNX, host(ORT), artifact="int8.cpu").choice.simulated is False
 
 
 def test_int8_is_emulated_by_the_cuda_provider() -> None:
     choice = pick(ALL_ONNX, GPU_HOST, artifact="int8.cpu", backend="onnxruntime", device=0).choice
     assert choice.provider == "CUDAExecutionProvider"
-    assert choice.emulated
+    assert choice.simulated
 
 
 def test_a_gpu_takes_a_matching_engine_first() -> None:
@@ -307,7 +301,7 @@ def test_an_engine_that_the_manifest_does_not_describe_is_not_tried() -> None:
 
 def test_a_route_without_a_runner_is_explained_and_never_chosen() -> None:
     routes = tuple(dataclasses.replace(route, runner=None) for route in ROUTES)
-    resolution = resolve(tiny_bundle.manifest(ALL_ONNX), CPU_HOST, Wish(), routes=routes)
+    resolution = resolve(tiny_bundle.manifest(ALL_ONNX), CPU_HOST, SessionSpec(), routes=routes)
     assert resolution.choice is None
     assert "does not run" in reasons(resolution, "fp32", "openvino")
 
@@ -363,17 +357,19 @@ def test_a_device_excludes_the_other_kind() -> None:
 
 def test_a_choice_that_could_not_be_opened_is_passed_over_with_its_error() -> None:
     manifest = tiny_bundle.manifest(ALL_ONNX)
-    first = resolve(manifest, CPU_HOST, Wish())
+    first = resolve(manifest, CPU_HOST, SessionSpec())
     assert first.choice is not None
-    second = resolve(manifest, CPU_HOST, Wish(), {first.choice: "no such instruction"})
+    second = resolve(manifest, CPU_HOST, SessionSpec(), {first.choice: "no such instruction"})
     assert chosen(second) == "int8.cpu onnxruntime CPUExecutionProvider"
     assert "could not be opened: no such instruction" in reasons(second, "int8.cpu", "openvino")
 
 
 def test_backend_tensorrt_without_an_engine_is_explained_in_one_sentence() -> None:
-    wish = Wish(backend="tensorrt")
+    request = SessionSpec(backend="tensorrt")
     on_cpus = tuple(route for route in ROUTES if route.device == "cpu")
-    sentence = explain(resolve(tiny_bundle.manifest(ALL_ONNX[:1]), CPU_HOST, wish, routes=on_cpus), wish)
+    sentence = explain(
+        resolve(tiny_bundle.manifest(ALL_ONNX[:1]), CPU_HOST, request, routes=on_cpus), request
+    )
     assert sentence == (
         "the bundle has nothing to run with backend='tensorrt', it has fp32 in bf16 on openvino; "
         "fp32 in fp32 on onnxruntime or openvino; `resnet-export build` adds engines"
@@ -381,9 +377,9 @@ def test_backend_tensorrt_without_an_engine_is_explained_in_one_sentence() -> No
 
 
 def test_backend_tensorrt_with_the_wrong_engine_names_expected_and_found() -> None:
-    wish = Wish(backend="tensorrt")
-    resolution = resolve(tiny_bundle.manifest((*ALL_ONNX, engine(version="1.6.0"))), GPU_HOST, wish)
-    sentence = explain(resolution, wish)
+    request = SessionSpec(backend="tensorrt")
+    resolution = resolve(tiny_bundle.manifest((*ALL_ONNX, engine(version="1.6.0"))), GPU_HOST, request)
+    sentence = explain(resolution, request)
     assert sentence.startswith(
         "nothing on this host runs the bundle with backend='tensorrt': tensorrt_rtx.fp16"
     )
@@ -393,7 +389,7 @@ def test_backend_tensorrt_with_the_wrong_engine_names_expected_and_found() -> No
 
 
 def test_the_explanation_without_a_wish_lists_every_reason() -> None:
-    sentence = explain(pick(ALL_ONNX[:1], host()), Wish())
+    sentence = explain(pick(ALL_ONNX[:1], host()), SessionSpec())
     assert sentence.startswith("nothing on this host runs the bundle: fp32 on ")
     assert "resnet-export[cpu]" in sentence
     assert "resnet-export[openvino]" in sentence
@@ -401,24 +397,24 @@ def test_the_explanation_without_a_wish_lists_every_reason() -> None:
 
 def test_a_wish_is_checked_before_it_counts() -> None:
     manifest = tiny_bundle.manifest(ALL_ONNX)
-    assert parse_wish(manifest, backend="openvino", precision="int8", artifact="int8", device=2) == Wish(
-        backend="openvino", precision=Precision.INT8, artifact="int8", device=2
-    )
-    assert parse_wish(manifest) == Wish()
+    assert parse_request(
+        manifest, backend="openvino", precision="int8", artifact="int8", device=2
+    ) == SessionSpec(backend="openvino", precision=Precision.INT8, artifact="int8", device=2)
+    assert parse_request(manifest) == SessionSpec()
     with pytest.raises(
         RequestError, match=r"no backend 'torch'; give one of tensorrt, onnxruntime, .*openvino"
     ):
-        parse_wish(manifest, backend="torch")
+        parse_request(manifest, backend="torch")
     with pytest.raises(RequestError, match="no precision 'fp8'; give one of fp32, fp16, bf16, int8"):
-        parse_wish(manifest, precision="fp8")
+        parse_request(manifest, precision="fp8")
     with pytest.raises(BundleError, match=r"no artifact .fp64.; it has fp32, fp16, int8, int8\.cpu"):
-        parse_wish(manifest, artifact="fp64")
+        parse_request(manifest, artifact="fp64")
 
 
 @pytest.mark.parametrize("device", [-1, True, "cuda", "0", 1.0])
 def test_a_device_is_cpu_gpu_or_an_index(device: object) -> None:
     with pytest.raises(RequestError, match=r"no device .*; give 'cpu', 'gpu' or the index of a GPU"):
-        parse_wish(tiny_bundle.manifest(ALL_ONNX), device=device)
+        parse_request(tiny_bundle.manifest(ALL_ONNX), device=device)
 
 
 # For any manifest and host
@@ -435,7 +431,7 @@ verdicts = st.builds(
 )
 engines = st.builds(
     EngineInfo,
-    flavour=st.sampled_from(["tensorrt", "tensorrt_rtx"]),
+    variant=st.sampled_from(["tensorrt", "tensorrt_rtx"]),
     version=st.sampled_from(["1.7.1.116", "1.7.1", "10.13.3.9", "", "x"]) | words,
     compute_capabilities=st.lists(st.sampled_from(["8.6", "8.9"]), max_size=2).map(tuple),
     profiles=st.just(()),
@@ -483,7 +479,7 @@ hosts = st.builds(
     gpu_note=st.none() | words,
 )
 wishes = st.builds(
-    Wish,
+    SessionSpec,
     backend=st.none() | st.sampled_from(["onnxruntime", "openvino", "tensorrt"]) | words,
     precision=st.none() | precisions,
     artifact=st.none() | words,
@@ -491,47 +487,47 @@ wishes = st.builds(
 )
 
 
-def is_wanted(item: Considered, wish: Wish) -> bool:
+def is_wanted(item: Considered, request: SessionSpec) -> bool:
     return (
-        wish.backend in (None, item.backend)
-        and wish.precision in (None, item.precision)
-        and wish.artifact in (None, item.artifact)
+        request.backend in (None, item.backend)
+        and request.precision in (None, item.precision)
+        and request.artifact in (None, item.artifact)
     )
 
 
 @settings(max_examples=150, deadline=None)
-@given(manifest=manifests, facts=hosts, wish=wishes)
+@given(manifest=manifests, facts=hosts, request=wishes)
 def test_every_candidate_is_in_the_trace_and_the_best_usable_one_is_chosen(
-    manifest: Manifest, facts: HostFacts, wish: Wish
+    manifest: Manifest, facts: HostFacts, request: SessionSpec
 ) -> None:
-    resolution = resolve(manifest, facts, wish, routes=RUNNING)
+    resolution = resolve(manifest, facts, request, routes=RUNNING)
     expected = sorted(
         (artifact.name, route.backend, route.provider, precision)
         for artifact in manifest.artifacts
         for route in RUNNING
         if route.kind == artifact.kind
-        and (artifact.engine is None or artifact.kind == "onnx" or artifact.engine.flavour == route.provider)
+        and (artifact.engine is None or artifact.kind == "onnx" or artifact.engine.variant == route.provider)
         for precision in (artifact.precision, *(route.also if artifact.precision == Precision.FP32 else ()))
     )
     assert sorted((c.artifact, c.backend, c.provider, c.precision) for c in resolution.trace) == expected
     assert all(item.reason for item in resolution.trace)
-    assert explain(resolution, wish)
+    assert explain(resolution, request)
     fit = [item for item in resolution.trace if item.outcome in ("chosen", "usable")]
     assert [item.outcome for item in fit] == ["chosen", *["usable"] * (len(fit) - 1)][: len(fit)]
     assert (resolution.choice is None) == (not fit)
-    assert all(is_wanted(item, wish) for item in fit)
+    assert all(is_wanted(item, request) for item in fit)
     if resolution.choice is not None:
         assert (resolution.choice.artifact, resolution.choice.backend) == (fit[0].artifact, fit[0].backend)
         assert resolution.choice.precision == fit[0].precision
 
 
 @settings(max_examples=100, deadline=None)
-@given(manifest=manifests, facts=hosts, wish=wishes)
+@given(manifest=manifests, facts=hosts, request=wishes)
 def test_failing_choices_one_after_the_other_ends_with_none_and_repeats_none(
-    manifest: Manifest, facts: HostFacts, wish: Wish
+    manifest: Manifest, facts: HostFacts, request: SessionSpec
 ) -> None:
     failures: dict[object, str] = {}
-    while (choice := resolve(manifest, facts, wish, failures, RUNNING).choice) is not None:
+    while (choice := resolve(manifest, facts, request, failures, RUNNING).choice) is not None:
         assert choice not in failures
         failures[choice] = "error"
     assert len(failures) <= 2 * len(RUNNING) * len(manifest.artifacts)
@@ -544,7 +540,7 @@ def test_nothing_unvouched_or_failed_is_ever_chosen_without_being_asked_for(
 ) -> None:
     unique = {artifact.name: artifact for artifact in manifest.artifacts}
     manifest = tiny_bundle.manifest(tuple(unique.values()))
-    choice = resolve(manifest, facts, Wish(), routes=RUNNING).choice
+    choice = resolve(manifest, facts, SessionSpec(), routes=RUNNING).choice
     if choice is None:
         return
     picked = unique[choice.artifact]
@@ -555,10 +551,10 @@ def test_nothing_unvouched_or_failed_is_ever_chosen_without_being_asked_for(
     assert choice.precision == picked.precision
 
 
-@given(facts=hosts, wish=wishes)
-def test_facts_and_decisions_survive_json(facts: HostFacts, wish: Wish) -> None:
-    resolution = resolve(tiny_bundle.manifest(ALL_ONNX), facts, wish)
-    for value in (facts, wish, resolution):
+@given(facts=hosts, request=wishes)
+def test_facts_and_decisions_survive_json(facts: HostFacts, request: SessionSpec) -> None:
+    resolution = resolve(tiny_bundle.manifest(ALL_ONNX), facts, request)
+    for value in (facts, request, resolution):
         assert msgspec.json.decode(msgspec.json.encode(value), type=type(value)) == value
 
 
@@ -566,7 +562,7 @@ def test_facts_and_decisions_survive_json(facts: HostFacts, wish: Wish) -> None:
 def test_choices_and_candidates_print_what_matters(render: Callable[[object], str]) -> None:
     resolution = pick(ALL_ONNX, host(ORT), precision=Precision.FP16)
     assert "fp16" in render(resolution.choice)
-    assert str(resolution.choice) == "fp16 on onnxruntime (CPUExecutionProvider) in fp16, emulated"
+    assert str(resolution.choice) == "fp16 on onnxruntime (CPUExecutionProvider) in fp16, simulated"
     assert (
         str(pick(ALL_ONNX, GPU_HOST).choice) == "fp16 on onnxruntime (CUDAExecutionProvider, gpu:0) in fp16"
     )

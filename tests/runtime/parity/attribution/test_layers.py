@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from resnet_export.runtime.bundle.manifest import Precision
 from resnet_export.runtime.parity.attribution.layers import (
     COARSE,
     GAIN,
@@ -29,6 +28,7 @@ from resnet_export.runtime.parity.attribution.layers import (
     summary,
     titled,
 )
+from resnet_export.runtime.precision import Precision
 
 tensors = npst.arrays(
     np.float32,
@@ -96,11 +96,11 @@ def test_a_ratio_in_decibels_is_defined_where_there_is_an_error() -> None:
 @pytest.mark.parametrize("kind", LIMITS)
 def test_a_layer_departs_beyond_the_limit_of_its_kind(kind: Kind) -> None:
     limit = LIMITS[kind]
-    kept, broken = layer(kind, sums(limit * 0.99)), layer(kind, sums(limit * 1.01))
-    assert (kept.departs, kept.reason) == (False, "")
+    excluded, broken = layer(kind, sums(limit * 0.99)), layer(kind, sums(limit * 1.01))
+    assert (excluded.departs, excluded.reason) == (False, "")
     assert broken.departs
     assert f"{limit:g} is explained" in broken.reason
-    assert kept.excess < 1 < broken.excess
+    assert excluded.excess < 1 < broken.excess
 
 
 def test_the_error_in_place_alone_is_no_departure() -> None:

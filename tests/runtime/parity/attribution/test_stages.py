@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from resnet_export.runtime.bundle.manifest import Artifact, EngineInfo, Precision
+from resnet_export.runtime.bundle.manifest import Artifact, EngineInfo
 from resnet_export.runtime.errors import BundleError
 from resnet_export.runtime.parity.attribution.stages import Attribution, Stage, StageError, attribute, chain
 from resnet_export.runtime.parity.criteria.tolerances import TABLE
 from resnet_export.runtime.parity.measure.metrics import Metrics
+from resnet_export.runtime.precision import Precision
 
 FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
 ONNX = Stage(name="onnx", precision=FP32)
@@ -184,7 +185,7 @@ def artifact(name: str, precision: Precision, target: str = "any", source: str |
     engine = None
     if source is not None:
         engine = EngineInfo(
-            flavour="tensorrt",
+            variant="tensorrt",
             version="10.16",
             compute_capabilities=("8.6",),
             profiles=(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resnet_export.runtime.bundle.manifest import Tolerance
 from resnet_export.runtime.parity.criteria.evaluate import (
     Criterion,
     accuracy_drop,
@@ -17,8 +16,9 @@ from resnet_export.runtime.parity.criteria.evaluate import (
     min_agreement,
 )
 from resnet_export.runtime.parity.measure.comparison import Comparison, compare
-from resnet_export.runtime.parity.measure.labels import Labelled
+from resnet_export.runtime.parity.measure.labels import Labeled
 from resnet_export.runtime.parity.measure.metrics import Figures
+from resnet_export.runtime.precision import Tolerance
 
 
 def flipped(images: int, flips: int, margin: float = 1.0, near_tie: float = 0.0) -> Comparison:
@@ -34,12 +34,12 @@ def named(criteria: tuple[Criterion, ...], name: str) -> Criterion:
     return next(criterion for criterion in criteria if criterion.name == name)
 
 
-def labelled(both: int, reference: int, candidate: int, neither: int) -> Labelled:
-    """The labelled half of a comparison with these counts."""
+def labeled(both: int, reference: int, candidate: int, neither: int) -> Labeled:
+    """The labeled half of a comparison with these counts."""
     right, wrong = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
     b = [right] * (both + reference) + [wrong] * (candidate + neither)
     a = [right] * both + [wrong] * reference + [right] * candidate + [wrong] * neither
-    found = compare(np.array(b), np.array(a), labels=np.zeros(len(b), int)).labelled
+    found = compare(np.array(b), np.array(a), labels=np.zeros(len(b), int)).labeled
     assert found is not None
     return found
 
@@ -79,11 +79,11 @@ def test_near_ties_that_flip_are_named_and_count_as_agreement_only_when_told_to(
 def test_each_limit_that_is_set_is_one_criterion_and_the_finite_check_always_is() -> None:
     figures = flipped(10, 0).figures
     assert [c.name for c in judge(figures, Tolerance())] == ["finite"]
-    full = Tolerance(relative_error=1.0, centred_cosine=0.5, top1_agreement=0.5)
+    full = Tolerance(relative_error=1.0, centered_cosine=0.5, top1_agreement=0.5)
     assert [c.name for c in judge(figures, full)] == [
         "finite",
         "relative_error",
-        "centred_cosine",
+        "centered_cosine",
         "top1_agreement",
     ]
 
@@ -92,17 +92,17 @@ def test_nan_fails_even_where_every_other_limit_holds() -> None:
     b = np.eye(4)
     a = b.copy()
     a[2, 2] = np.nan
-    criteria = judge(compare(b, a).figures, Tolerance(relative_error=1.0, centred_cosine=0.0))
+    criteria = judge(compare(b, a).figures, Tolerance(relative_error=1.0, centered_cosine=0.0))
     assert [c.passed for c in criteria] == [False, True, True]
 
 
 def test_a_figure_that_is_undefined_fails_its_limit() -> None:
     constant = compare(np.ones((5, 3)), np.ones((5, 3))).figures
-    criterion = named(judge(constant, Tolerance(centred_cosine=0.9)), "centred_cosine")
+    criterion = named(judge(constant, Tolerance(centered_cosine=0.9)), "centered_cosine")
     assert (criterion.passed, criterion.value) == (False, None)
     assert "the reference gives every image the same logits" in criterion.detail
     nothing = compare(np.eye(3), np.full((3, 3), np.nan)).figures
-    assert not any(c.passed for c in judge(nothing, Tolerance(relative_error=1.0, centred_cosine=-1.0)))
+    assert not any(c.passed for c in judge(nothing, Tolerance(relative_error=1.0, centered_cosine=-1.0)))
 
 
 @pytest.mark.parametrize(
@@ -127,38 +127,38 @@ def test_the_users_agreement_is_taken_at_its_word() -> None:
 
 
 def test_the_users_drop_is_judged_by_what_was_observed() -> None:
-    assert max_drop(labelled(9700, 100, 50, 150), 0.5).passed
-    criterion = max_drop(labelled(9600, 200, 50, 150), 0.5)
+    assert max_drop(labeled(9700, 100, 50, 150), 0.5).passed
+    criterion = max_drop(labeled(9600, 200, 50, 150), 0.5)
     assert not criterion.passed
     assert criterion.value == pytest.approx(1.5)
     assert "98.00 % to 96.50 % on 10000 images" in criterion.detail
 
 
 def test_without_a_limit_of_the_users_a_drop_fails_only_beyond_doubt() -> None:
-    doubtful, certain = accuracy_drop(labelled(190, 6, 1, 3)), accuracy_drop(labelled(9500, 300, 50, 150))
+    doubtful, certain = accuracy_drop(labeled(190, 6, 1, 3)), accuracy_drop(labeled(9500, 300, 50, 150))
     assert doubtful.value == certain.value == pytest.approx(2.5)
     assert (doubtful.passed, certain.passed) == (True, False)
 
 
 def test_a_drop_that_the_images_resolve_says_nothing_about_their_number() -> None:
-    for criterion in (max_drop(labelled(9900, 5, 5, 90), 0.5), max_drop(labelled(9000, 500, 50, 450), 0.5)):
+    for criterion in (max_drop(labeled(9900, 5, 5, 90), 0.5), max_drop(labeled(9000, 500, 50, 450), 0.5)):
         assert "too few" not in criterion.detail
         assert "too close" not in criterion.detail
 
 
 def test_too_few_images_are_said_to_be_too_few_and_how_many_would_do() -> None:
-    criterion = max_drop(labelled(30, 0, 0, 2), 0.5)
+    criterion = max_drop(labeled(30, 0, 0, 2), 0.5)
     assert criterion.passed
     assert "32 images are too few to resolve 0.5 points (about " in criterion.detail
     assert int(criterion.detail.split("about ")[1].split()[0]) > 1000
 
 
 def test_a_drop_right_at_the_limit_is_said_to_be_close_even_with_many_images() -> None:
-    assert "too close to 1 points for 50000 images" in max_drop(labelled(48_000, 1000, 500, 500), 1.0).detail
+    assert "too close to 1 points for 50000 images" in max_drop(labeled(48_000, 1000, 500, 500), 1.0).detail
 
 
 def test_a_limit_of_zero_is_never_resolved_by_equal_results() -> None:
-    criterion = max_drop(labelled(1000, 0, 0, 0), 0.0)
+    criterion = max_drop(labeled(1000, 0, 0, 0), 0.0)
     assert criterion.passed
     assert "nothing at all is lost" in criterion.detail
 
@@ -167,7 +167,7 @@ def test_labels_of_other_classes_fail_although_nothing_was_lost() -> None:
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 10, 500)
     b = np.eye(10)[labels] + 0.1 * draw.normal(size=(500, 10))
-    right, shifted = (compare(b, b, labels=given).labelled for given in (labels, (labels + 1) % 10))
+    right, shifted = (compare(b, b, labels=given).labeled for given in (labels, (labels + 1) % 10))
     assert right is not None
     assert shifted is not None
     good, bad = labels_fit(right), labels_fit(shifted)
@@ -180,7 +180,7 @@ def test_labels_of_other_classes_fail_although_nothing_was_lost() -> None:
 
 
 def test_one_class_only_says_nothing_about_the_labels() -> None:
-    assert labels_fit(labelled(5, 0, 0, 0)) is None
+    assert labels_fit(labeled(5, 0, 0, 0)) is None
 
 
 def test_figures_are_plain_values_that_compare_equal() -> None:

@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from resnet_export.runtime.bundle.manifest import Precision, Tolerance
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.criteria.tolerances import (
     TABLE,
@@ -27,8 +26,11 @@ from resnet_export.runtime.parity.criteria.tolerances import (
     tolerance_for,
 )
 from resnet_export.runtime.parity.measure.metrics import Metrics
+from resnet_export.runtime.precision import Precision, Tolerance
 
-UNTRAINED = tuple(table(untrained=True, depth=depth) for depth in UNTRAINED_INT8)
+UNTRAINED = tuple(
+    table(untrained=True, layers_in_series=layers_in_series) for layers_in_series in UNTRAINED_INT8
+)
 
 
 @pytest.mark.parametrize("limits", [TABLE, *UNTRAINED])
@@ -38,14 +40,14 @@ def test_every_precision_has_limits_and_coarser_ones_are_never_tighter(
     assert set(limits) == set(Precision)
     order = sorted(Precision, key=lambda p: sum(coarser(p, q) is p for q in Precision))
     for fine, coarse in itertools.pairwise(order):
-        for name in ("centred_cosine", "top1_agreement"):
+        for name in ("centered_cosine", "top1_agreement"):
             assert getattr(limits[fine], name) >= getattr(limits[coarse], name), (name, fine, coarse)
         assert limits[fine].relative_error < limits[coarse].relative_error, (fine, coarse)
 
 
 def test_a_trained_network_is_never_held_to_looser_limits_than_an_untrained_one() -> None:
     for untrained, precision in itertools.product(UNTRAINED, Precision):
-        for name in ("centred_cosine", "top1_agreement"):
+        for name in ("centered_cosine", "top1_agreement"):
             assert getattr(TABLE[precision], name) >= getattr(untrained[precision], name)
         assert TABLE[precision].relative_error <= untrained[precision].relative_error
 
@@ -55,29 +57,29 @@ def test_a_deeper_untrained_network_is_allowed_more_and_unknown_depths_have_the_
 ):
     for shallow, deep in itertools.pairwise(limits[Precision.INT8] for limits in UNTRAINED):
         assert shallow.relative_error < deep.relative_error
-        assert shallow.centred_cosine > deep.centred_cosine
+        assert shallow.centered_cosine > deep.centered_cosine
     for unknown, known in ((1, 18), (20, 34), (51, 101), (1000, 152), (None, 18)):
-        assert table(untrained=True, depth=unknown)[Precision.INT8] == UNTRAINED_INT8[known]
-    assert table(untrained=False, depth=152) == TABLE
+        assert table(untrained=True, layers_in_series=unknown)[Precision.INT8] == UNTRAINED_INT8[known]
+    assert table(untrained=False, layers_in_series=152) == TABLE
 
 
 def test_no_limit_is_looser_than_what_the_project_promises() -> None:
     assert TABLE[Precision.FP32].relative_error <= 1e-4
     for untrained in UNTRAINED:
-        assert untrained[Precision.FP16].centred_cosine >= 0.9999
+        assert untrained[Precision.FP16].centered_cosine >= 0.9999
         assert untrained[Precision.FP16].top1_agreement >= 0.99
-    assert TABLE[Precision.INT8].centred_cosine >= 0.99
+    assert TABLE[Precision.INT8].centered_cosine >= 0.99
 
 
-@pytest.mark.parametrize(("untrained", "depth"), [(True, 18), (True, 101), (False, 50)])
-def test_the_manifest_carries_the_table_in_its_own_words(untrained: bool, depth: int) -> None:
-    made = for_manifest(untrained=untrained, depth=depth)
+@pytest.mark.parametrize(("untrained", "layers_in_series"), [(True, 18), (True, 101), (False, 50)])
+def test_the_manifest_carries_the_table_in_its_own_words(untrained: bool, layers_in_series: int) -> None:
+    made = for_manifest(untrained=untrained, layers_in_series=layers_in_series)
     carried = msgspec.json.decode(msgspec.json.encode(made), type=dict[str, Tolerance])
     assert carried == made
     for precision in Precision:
-        expected = tolerance_for(precision, untrained=untrained, depth=depth)
+        expected = tolerance_for(precision, untrained=untrained, layers_in_series=layers_in_series)
         assert tolerance_for(precision, carried) == expected
-        assert expected == table(untrained=untrained, depth=depth)[precision]
+        assert expected == table(untrained=untrained, layers_in_series=layers_in_series)[precision]
 
 
 @pytest.mark.parametrize(
@@ -98,17 +100,17 @@ def test_an_artifact_is_held_to_the_coarser_of_what_it_holds_and_what_ran(
 
 
 def test_the_bundles_limits_replace_the_tables_and_the_users_replace_both_key_by_key() -> None:
-    bundle = {"fp16": Tolerance(relative_error=0.5, centred_cosine=0.9)}
-    users = parse_overrides(b'{"fp16": {"centred_cosine": 0.8}}')
+    bundle = {"fp16": Tolerance(relative_error=0.5, centered_cosine=0.9)}
+    users = parse_overrides(b'{"fp16": {"centered_cosine": 0.8}}')
     assert tolerance_for(Precision.FP16, bundle) == bundle["fp16"]
-    assert tolerance_for(Precision.FP16, bundle, users) == Tolerance(relative_error=0.5, centred_cosine=0.8)
+    assert tolerance_for(Precision.FP16, bundle, users) == Tolerance(relative_error=0.5, centered_cosine=0.8)
     assert tolerance_for(Precision.INT8, bundle, users) == TABLE[Precision.INT8]
 
 
 def test_null_drops_a_limit_and_silence_keeps_it() -> None:
     found = tolerance_for(Precision.FP16, None, parse_overrides(b'{"fp16": {"top1_agreement": null}}'))
     assert found.top1_agreement is None
-    assert found.centred_cosine == TABLE[Precision.FP16].centred_cosine
+    assert found.centered_cosine == TABLE[Precision.FP16].centered_cosine
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_null_drops_a_limit_and_silence_keeps_it() -> None:
         b'{"fp16": {"cosine": 0.9}}',
         b'{"fp16": {"top1_agreement": 99}}',
         b'{"fp16": {"relative_error": -1}}',
-        b'{"fp16": {"centred_cosine": "high"}}',
+        b'{"fp16": {"centered_cosine": "high"}}',
         b'{"fp16": 0.5}',
         b"\xff",
     ],
@@ -138,8 +140,8 @@ def test_permitted_noise_flips_hardly_a_prediction_outside_the_near_tie_width(pr
     width = near_tie_width(tolerance, b)
     # Noise that just uses up the tighter of the two limits.
     scale = math.inf
-    if tolerance.centred_cosine is not None:
-        scale = math.sqrt(1 - tolerance.centred_cosine**2)
+    if tolerance.centered_cosine is not None:
+        scale = math.sqrt(1 - tolerance.centered_cosine**2)
     if tolerance.relative_error is not None:
         scale = min(scale, tolerance.relative_error)
     found = Metrics.of(b, b + scale * draw.normal(size=b.shape), near_tie=width).result()
@@ -150,7 +152,7 @@ def test_permitted_noise_flips_hardly_a_prediction_outside_the_near_tie_width(pr
 
 def test_the_near_tie_width_is_in_logits_and_ignores_what_all_images_share() -> None:
     b = np.random.default_rng(0).normal(size=(50, 10))
-    tolerance = Tolerance(centred_cosine=0.99)
+    tolerance = Tolerance(centered_cosine=0.99)
     width = near_tie_width(tolerance, b)
     assert near_tie_width(tolerance, 7 * b) == pytest.approx(7 * width)
     assert near_tie_width(tolerance, b + 100 * np.arange(10)) == pytest.approx(width)
@@ -164,9 +166,11 @@ def test_without_a_limit_on_errors_nothing_is_a_near_tie() -> None:
 
 
 def test_limits_may_be_given_as_a_mapping_or_as_objects_and_mean_what_a_file_means() -> None:
-    file = parse_overrides(b'{"fp16": {"centred_cosine": 0.9995, "top1_agreement": null}}')
-    assert checked_overrides({"fp16": {"centred_cosine": 0.9995, "top1_agreement": None}}) == file
-    assert checked_overrides({"fp16": {"centred_cosine": np.float64(0.9995), "top1_agreement": None}}) == file
+    file = parse_overrides(b'{"fp16": {"centered_cosine": 0.9995, "top1_agreement": null}}')
+    assert checked_overrides({"fp16": {"centered_cosine": 0.9995, "top1_agreement": None}}) == file
+    assert (
+        checked_overrides({"fp16": {"centered_cosine": np.float64(0.9995), "top1_agreement": None}}) == file
+    )
     assert checked_overrides(file) == file
     assert (
         checked_overrides({Precision.FP16: Override(relative_error=1.0)})[Precision.FP16].relative_error == 1
@@ -210,13 +214,15 @@ def test_a_repeated_key_is_refused_since_the_last_would_win_without_a_word(data:
 # Limits looser than the shipped ones
 
 
-@pytest.mark.parametrize(("untrained", "depth"), [(False, 18), (True, 18), (True, 152)])
-def test_the_shipped_limits_and_tighter_ones_are_not_remarked_on(untrained: bool, depth: int) -> None:
-    shipped = for_manifest(untrained=untrained, depth=depth)
-    assert loosened(shipped, {}, untrained=untrained, depth=depth) == ()
-    assert loosened({}, {}, untrained=untrained, depth=depth) == ()
-    tight = parse_overrides(b'{"int8": {"relative_error": 0, "centred_cosine": 1, "top1_agreement": 1}}')
-    assert loosened(shipped, tight, untrained=untrained, depth=depth) == ()
+@pytest.mark.parametrize(("untrained", "layers_in_series"), [(False, 18), (True, 18), (True, 152)])
+def test_the_shipped_limits_and_tighter_ones_are_not_remarked_on(
+    untrained: bool, layers_in_series: int
+) -> None:
+    shipped = for_manifest(untrained=untrained, layers_in_series=layers_in_series)
+    assert loosened(shipped, {}, untrained=untrained, layers_in_series=layers_in_series) == ()
+    assert loosened({}, {}, untrained=untrained, layers_in_series=layers_in_series) == ()
+    tight = parse_overrides(b'{"int8": {"relative_error": 0, "centered_cosine": 1, "top1_agreement": 1}}')
+    assert loosened(shipped, tight, untrained=untrained, layers_in_series=layers_in_series) == ()
 
 
 def test_a_limit_that_is_looser_or_missing_is_named_with_who_loosened_it() -> None:
@@ -224,7 +230,7 @@ def test_a_limit_that_is_looser_or_missing_is_named_with_who_loosened_it() -> No
     (said,) = loosened({**shipped, "fp32": Tolerance()}, {})
     assert said == (
         "limits are looser than the shipped ones, by the bundle: fp32 relative error not checked in place of 0.0001, "
-        "fp32 centred cosine not checked in place of 0.9999999, fp32 top1 agreement not checked in place of 0.99"
+        "fp32 centered cosine not checked in place of 0.9999999, fp32 top1 agreement not checked in place of 0.99"
     )
     user = parse_overrides(b'{"fp32": {"relative_error": 0.5}, "int8": {"top1_agreement": null}}')
     assert loosened(shipped, user) == (
@@ -241,5 +247,19 @@ def test_a_user_who_tightens_what_the_bundle_loosened_is_told_nothing() -> None:
 
 
 def test_an_untrained_row_is_looser_than_a_trained_networks() -> None:
-    assert len(loosened(for_manifest(untrained=True, depth=18), {}, untrained=False, depth=18)) == 1
-    assert len(loosened(for_manifest(untrained=True, depth=152), {}, untrained=True, depth=18)) == 1
+    assert (
+        len(
+            loosened(
+                for_manifest(untrained=True, layers_in_series=18), {}, untrained=False, layers_in_series=18
+            )
+        )
+        == 1
+    )
+    assert (
+        len(
+            loosened(
+                for_manifest(untrained=True, layers_in_series=152), {}, untrained=True, layers_in_series=18
+            )
+        )
+        == 1
+    )

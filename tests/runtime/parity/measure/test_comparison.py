@@ -57,15 +57,15 @@ def test_counts_and_flips_do_not_depend_on_the_batch_size(size: int, seed: int) 
     assert parts.flips == whole.flips
     assert parts.flip_count == whole.flip_count
     assert parts.top1_interval == whole.top1_interval
-    assert parts.labelled is not None
-    assert whole.labelled is not None
-    assert parts.labelled.paired == whole.labelled.paired
-    assert parts.labelled.ece_candidate == pytest.approx(whole.labelled.ece_candidate, abs=1e-12)
+    assert parts.labeled is not None
+    assert whole.labeled is not None
+    assert parts.labeled.paired == whole.labeled.paired
+    assert parts.labeled.ece_candidate == pytest.approx(whole.labeled.ece_candidate, abs=1e-12)
 
 
 def test_labels_give_accuracies_and_a_paired_drop() -> None:
     b, a, labels = draw(500)
-    found = compare(b, a, labels=labels).labelled
+    found = compare(b, a, labels=labels).labeled
     assert found is not None
     right_b, right_a = b.argmax(axis=1) == labels, a.argmax(axis=1) == labels
     assert found.reference_accuracy == right_b.mean()
@@ -82,7 +82,7 @@ def test_labels_give_accuracies_and_a_paired_drop() -> None:
 
 def test_the_same_logits_lose_nothing_that_could_be_distinguished() -> None:
     b, _, labels = draw(500)
-    found = compare(b, b, labels=labels).labelled
+    found = compare(b, b, labels=labels).labeled
     assert found is not None
     assert (found.drop_points, found.p_value, found.distinguishable) == (0, 1, False)
     assert found.ece_reference == found.ece_candidate
@@ -90,7 +90,7 @@ def test_the_same_logits_lose_nothing_that_could_be_distinguished() -> None:
 
 def test_without_labels_there_is_no_accuracy() -> None:
     b, a, _ = draw(20)
-    assert compare(b, a).labelled is None
+    assert compare(b, a).labeled is None
 
 
 def test_the_first_flips_are_kept_by_name_and_all_are_counted() -> None:
@@ -120,8 +120,8 @@ def test_an_image_with_non_finite_logits_is_wrong_and_flipped_to_no_class() -> N
     a[3] = np.nan
     found = compare(b, a, labels=b.argmax(axis=1))
     assert [(flip.index, flip.candidate, flip.margin) for flip in found.flips] == [(3, -1, None)]
-    assert found.labelled is not None
-    assert found.labelled.only_reference_right == 1
+    assert found.labeled is not None
+    assert found.labeled.only_reference_right == 1
 
 
 def test_names_that_are_not_text_are_made_printable() -> None:
@@ -138,8 +138,8 @@ def test_letters_of_every_script_stay_as_they_are() -> None:
 
 def test_kappa_between_reference_and_labels_tells_labels_that_belong_from_labels_that_do_not() -> None:
     b, _, labels = draw(1000)
-    fits = compare(b, b, labels=labels).labelled
-    shifted = compare(b, b, labels=(labels + 1) % 10).labelled
+    fits = compare(b, b, labels=labels).labeled
+    shifted = compare(b, b, labels=(labels + 1) % 10).labeled
     assert fits is not None
     assert shifted is not None
     assert fits.reference_kappa is not None
@@ -149,7 +149,7 @@ def test_kappa_between_reference_and_labels_tells_labels_that_belong_from_labels
 
 
 def test_kappa_is_undefined_where_there_is_one_class_only() -> None:
-    found = compare(np.eye(3)[[0, 0]], np.eye(3)[[0, 0]], labels=[0, 0]).labelled
+    found = compare(np.eye(3)[[0, 0]], np.eye(3)[[0, 0]], labels=[0, 0]).labeled
     assert found is not None
     assert found.reference_kappa is None
 

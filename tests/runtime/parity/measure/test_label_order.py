@@ -65,12 +65,12 @@ def test_two_exchanged_classes_fail_a_criterion_of_their_own_that_names_them() -
     halves = [slice(0, 50), slice(50, None)]
     good = sum_of(Tally.of(logits[half], logits[half], truth[half]) for half in halves)
     bad = sum_of(Tally.of(logits[half], logits[half], table[truth][half]) for half in halves)
-    right, wrong = (labels_order(one.comparison().labelled) for one in (good, bad))  # type: ignore[arg-type]
+    right, wrong = (labels_order(one.comparison().labeled) for one in (good, bad))  # type: ignore[arg-type]
     assert right.passed
     assert (wrong.passed, wrong.value) == (False, 2)
     assert describe(wrong) == "the labels of 2 classes are exchanged (1 → 4 → 1), expected 0"
     assert "rename the folders" in wrong.detail
-    named = labels_order(bad.comparison().labelled, ("zero", "one", "two", "three", "four", "five"))  # type: ignore[arg-type]
+    named = labels_order(bad.comparison().labeled, ("zero", "one", "two", "three", "four", "five"))  # type: ignore[arg-type]
     assert "(one → four → one)" in describe(named)
 
 

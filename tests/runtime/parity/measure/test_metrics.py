@@ -51,8 +51,8 @@ def test_every_error_figure_equals_an_independent_implementation() -> None:
     assert found.relative_error == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(y), rel=1e-12)
     assert found.cosine == pytest.approx(1 - spatial.distance.cosine(x.ravel(), y.ravel()), rel=1e-12)
     mean = y.mean(axis=0)
-    centred = 1 - spatial.distance.cosine((x - mean).ravel(), (y - mean).ravel())
-    assert found.centred_cosine == pytest.approx(centred, rel=1e-12)
+    centered = 1 - spatial.distance.cosine((x - mean).ravel(), (y - mean).ravel())
+    assert found.centered_cosine == pytest.approx(centered, rel=1e-12)
     assert found.snr_db == pytest.approx(10 * math.log10((y**2).sum() / ((x - y) ** 2).sum()), rel=1e-12)
     kl = stats.entropy(special.softmax(y, axis=1), special.softmax(x, axis=1), axis=1)
     assert found.mean_kl == pytest.approx(kl.mean(), rel=1e-9)
@@ -102,7 +102,7 @@ def test_the_streamed_centred_cosine_equals_the_two_pass_one_even_under_a_huge_m
     images: int, classes: int, seed: int, offset: float, batch: int
 ) -> None:
     b, a = pair(images, classes, offset=offset, seed=seed)
-    found = joined(b, a, list(range(0, images, batch))).centred_cosine
+    found = joined(b, a, list(range(0, images, batch))).centered_cosine
     mean = b.astype(np.float64).mean(axis=0)
     x, y = a - mean, b - mean
     expected = float((x * y).sum() / math.sqrt(float((x * x).sum()) * float((y * y).sum())))
@@ -117,8 +117,8 @@ def test_the_centred_cosine_sees_what_the_plain_one_does_not() -> None:
     found = Metrics.of(b, a).result()
     assert found.cosine is not None
     assert found.cosine > 0.999
-    assert found.centred_cosine is not None
-    assert abs(found.centred_cosine) < 0.3
+    assert found.centered_cosine is not None
+    assert abs(found.centered_cosine) < 0.3
 
 
 def test_a_constant_shift_of_the_candidate_lowers_the_centred_cosine() -> None:
@@ -126,8 +126,8 @@ def test_a_constant_shift_of_the_candidate_lowers_the_centred_cosine() -> None:
     found = Metrics.of(b, b + 1).result()
     mean = b.mean(axis=0, dtype=np.float64)
     x, y = b + 1 - mean, b - mean
-    assert found.centred_cosine == pytest.approx((x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y))
-    assert found.centred_cosine < 0.8
+    assert found.centered_cosine == pytest.approx((x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y))
+    assert found.centered_cosine < 0.8
 
 
 def test_identical_logits_have_no_error_and_no_ratio_to_it() -> None:
@@ -136,7 +136,7 @@ def test_identical_logits_have_no_error_and_no_ratio_to_it() -> None:
     assert (found.max_abs, found.mean_abs, found.relative_error, found.mean_kl) == (0, 0, 0, 0)
     assert found.snr_db is None
     assert found.cosine == pytest.approx(1)
-    assert found.centred_cosine == pytest.approx(1)
+    assert found.centered_cosine == pytest.approx(1)
     assert found.top1 == found.top5 == 10
 
 
@@ -146,19 +146,19 @@ def test_a_reference_that_never_varies_has_no_centred_cosine(batches: int) -> No
     b = np.tile(row, (9, 1))
     a = b + np.random.default_rng(0).normal(size=b.shape).astype(np.float32)
     found = joined(b, a, list(range(0, 9, 9 // batches)))
-    assert found.centred_cosine is None
+    assert found.centered_cosine is None
     assert found.cosine is not None
 
 
 def test_the_smallest_difference_that_float32_can_hold_counts_as_variation() -> None:
     b = np.full((10_000, 8), 29.0, np.float32)
     b[0, 0] = np.nextafter(np.float32(29), np.float32(30))
-    assert Metrics.of(b, b).result().centred_cosine == pytest.approx(1)
+    assert Metrics.of(b, b).result().centered_cosine == pytest.approx(1)
 
 
 def test_a_reference_of_zeros_has_neither_relative_error_nor_cosine() -> None:
     found = Metrics.of(np.zeros((2, 3)), np.ones((2, 3))).result()
-    assert (found.relative_error, found.cosine, found.centred_cosine, found.snr_db) == (None,) * 4
+    assert (found.relative_error, found.cosine, found.centered_cosine, found.snr_db) == (None,) * 4
     assert found.max_abs == 1
 
 
@@ -181,8 +181,8 @@ def test_a_candidate_that_says_the_same_of_everything_does_not_agree() -> None:
     found = Metrics.of(b, np.zeros_like(b)).result()
     assert found.top1 == (b.argmax(axis=1) == 0).sum()
     assert found.candidate_classes == 1
-    assert found.centred_cosine is not None
-    assert abs(found.centred_cosine) < 0.2
+    assert found.centered_cosine is not None
+    assert abs(found.centered_cosine) < 0.2
 
 
 def test_fifth_place_counts_for_the_top_five_and_sixth_does_not() -> None:
@@ -217,7 +217,7 @@ def test_images_with_non_finite_logits_are_counted_disagree_and_spoil_no_other_f
     assert found.non_finite == 1
     assert found.images == 12
     assert found.relative_error == clean.relative_error
-    assert found.centred_cosine == clean.centred_cosine
+    assert found.centered_cosine == clean.centered_cosine
     assert found.mean_kl == clean.mean_kl
     assert (found.top1, found.near_tie_flips) == (clean.top1, 0)
     assert predictions(b, a).candidate[0] == -1
@@ -235,7 +235,7 @@ def test_a_batch_without_a_finite_image_leaves_the_others_alone() -> None:
 def test_without_any_finite_image_every_error_is_undefined() -> None:
     b, a = pair(3, 4)
     found = Metrics.of(b, np.full_like(a, np.nan)).result()
-    errors = ("max_abs", "mean_abs", "relative_error", "cosine", "centred_cosine", "snr_db", "mean_kl")
+    errors = ("max_abs", "mean_abs", "relative_error", "cosine", "centered_cosine", "snr_db", "mean_kl")
     assert all(getattr(found, name) is None for name in errors)
     assert (found.non_finite, found.top1, found.top5) == (3, 0, 0)
 
@@ -245,7 +245,7 @@ def test_the_largest_float32_logits_overflow_nothing() -> None:
     b = np.float32([[huge, -huge], [-huge, huge]])
     found = Metrics.of(b, -b).result()
     assert found.relative_error == pytest.approx(2)
-    assert found.centred_cosine == pytest.approx(-1)
+    assert found.centered_cosine == pytest.approx(-1)
     assert found.mean_kl is not None
     assert math.isfinite(found.mean_kl)
 

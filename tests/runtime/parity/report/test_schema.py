@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_export.runtime.bundle.manifest import Precision, Tolerance, Verdict, WeightsInfo
+from resnet_export.runtime.bundle.manifest import Verdict, WeightsInfo
 from resnet_export.runtime.errors import SchemaError
 from resnet_export.runtime.parity.attribution.stages import Stage, attribute
 from resnet_export.runtime.parity.criteria.evaluate import at_least, at_most, images_short, judge, max_drop
 from resnet_export.runtime.parity.criteria.tolerances import TABLE
 from resnet_export.runtime.parity.measure.comparison import Flip, compare
-from resnet_export.runtime.parity.measure.labels import Labelled
+from resnet_export.runtime.parity.measure.labels import Labeled
 from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import (
     Asked,
@@ -34,6 +34,7 @@ from resnet_export.runtime.parity.report.schema import (
     number,
     summarize,
 )
+from resnet_export.runtime.precision import Precision, Tolerance
 
 # What XML 1.0, Markdown, HTML and terminals each trip over, as it may stand in a file name or a native error.
 HOSTILE = 'a|b`c`<script>*_[x](y)&amp;\x00\x1b[31m\ud800\ufffe@team ]]> "quoted"\nnext'
@@ -47,7 +48,7 @@ def entry(artifact: str = "fp16", backend: str = "onnxruntime", noise: float = 1
     tolerance = TABLE[Precision.FP16]
     golden = compare(b, a)
     data = compare(b, a, labels=b.argmax(axis=1))
-    assert data.labelled is not None
+    assert data.labeled is not None
     checks = (
         Check(
             images="golden",
@@ -61,7 +62,7 @@ def entry(artifact: str = "fp16", backend: str = "onnxruntime", noise: float = 1
             reference="onnx",
             reference_error=1.5e-6,
             comparison=data,
-            criteria=(*judge(data.figures, tolerance), max_drop(data.labelled, 0.5)),
+            criteria=(*judge(data.figures, tolerance), max_drop(data.labeled, 0.5)),
         ),
     )
     stage = Stage(name="fp16", precision=Precision.FP16)
@@ -75,7 +76,7 @@ def entry(artifact: str = "fp16", backend: str = "onnxruntime", noise: float = 1
         declared=Precision.FP16,
         ran=Precision.FP16,
         held_to=Precision.FP16,
-        emulated="emulated: this CPU computes fp16 in fp32",
+        simulated="simulated: this CPU computes fp16 in fp32",
         tolerance=tolerance,
         notes=("something is off",),
         checks=checks,
@@ -90,7 +91,6 @@ def report(*entries: Entry, unverified: tuple[str, ...] = (), **changes: Any) ->
         schema=1,
         bundle=BundleIdentity(
             arch="resnet18",
-            depth=18,
             num_classes=10,
             weights=WeightsInfo(source="untrained", name="untrained", seed=7),
             exporter="dynamo",
@@ -133,14 +133,14 @@ def test_an_entry_passes_when_it_ran_was_compared_and_kept_every_limit() -> None
     assert not BAD.passed
     assert not BROKEN.passed
     assert not entry(checks=()).passed
-    assert not entry(error="failed on further images: out of memory").passed
+    assert not entry(error="failed on validation images: out of memory").passed
 
 
 def test_one_failure_among_many_fails_the_report_and_is_spelled_out() -> None:
     found = ALL.verdict
     assert (found.status, found.exit_code, ALL.exit_code) == ("failed", 1, 1)
     assert found.sentence.startswith("FAILED: 2 of 3 artifact runs outside tolerance: int8 on onnxruntime (")
-    assert "centred cosine 0.8" in found.sentence
+    assert "centered cosine 0.8" in found.sentence
     assert "rtx on onnxruntime (could not be opened: out of memory)" in found.sentence
 
 
@@ -211,7 +211,7 @@ def test_what_breaks_a_limit_never_reads_like_the_limit(limit: float, step: floa
 
 
 def test_an_undefined_value_reads_as_undefined() -> None:
-    assert describe(at_least("centred_cosine", None, 0.99)) == "centred cosine undefined, expected ≥ 0.99"
+    assert describe(at_least("centered_cosine", None, 0.99)) == "centered cosine undefined, expected ≥ 0.99"
 
 
 # --- JSON ------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_the_text_ends_with_the_verdict_and_shows_each_run_in_a_row() -> None:
     assert len(golden) == 4  # two artifacts on two sets of images
     assert golden[0].split()[-1] == "pass"
     assert golden[1].split()[-1] == "FAIL"
-    assert "fp16, emulated" in golden[0]
+    assert "fp16, simulated" in golden[0]
 
 
 def test_the_text_says_what_was_compared_with_what_and_how_far_the_reference_itself_is_off() -> None:
@@ -297,7 +297,7 @@ def test_the_text_says_what_was_compared_with_what_and_how_far_the_reference_its
 
 def test_the_text_explains_failures_errors_notes_and_what_did_not_run() -> None:
     shown = text.render(ALL)
-    assert "int8 on onnxruntime, golden images: centred cosine 0." in shown
+    assert "int8 on onnxruntime, golden images: centered cosine 0." in shown
     assert "rtx on onnxruntime could not be opened: out of memory" in shown
     assert "fp16 on onnxruntime: 100 % of the error arises at the step to fp16" in shown
     assert "fp16: onnxruntime (CUDAExecutionProvider) needs an NVIDIA GPU" in shown
@@ -321,16 +321,16 @@ def test_data_that_cannot_decide_are_pointed_out_once_beside_the_verdict() -> No
     )
 
 
-def labelled_of(found: Entry) -> Labelled:
-    labelled = found.checks[1].comparison.labelled
-    assert labelled is not None
-    return labelled
+def labelled_of(found: Entry) -> Labeled:
+    labeled = found.checks[1].comparison.labeled
+    assert labeled is not None
+    return labeled
 
 
 def test_a_note_that_concerns_several_runs_stands_once() -> None:
     shown = text.render(report(GOOD, entry(backend="openvino")))
     assert shown.count("this CPU computes fp16 in fp32") == 1
-    assert "fp16 on onnxruntime, fp16 on openvino: emulated: this CPU computes fp16 in fp32" in shown
+    assert "fp16 on onnxruntime, fp16 on openvino: simulated: this CPU computes fp16 in fp32" in shown
 
 
 def test_without_labels_the_accuracy_columns_are_left_out() -> None:
@@ -420,11 +420,11 @@ def test_junit_failures_carry_the_figures_in_the_message_and_the_rest_in_the_bod
     failure = next(
         case
         for case in cases(ALL)
-        if case.get("name") == "golden.centred_cosine" and len(case.findall("failure"))
+        if case.get("name") == "golden.centered_cosine" and len(case.findall("failure"))
     )
     found = failure.find("failure")
     assert found is not None
-    assert "int8 on onnxruntime: centred cosine 0." in str(found.get("message"))
+    assert "int8 on onnxruntime: centered cosine 0." in str(found.get("message"))
     assert "expected ≥ 0.9999" in str(found.get("message"))
     assert "of the error arises at the step to fp16" in str(found.text)
     assert "flipped: image " in str(found.text)

@@ -1,0 +1,95 @@
+"""The precisions that an artifact can have, one row each; everything else reads this table.
+
+A further precision is a row here and the function that makes its graph (`exporter/graph/`). This module imports nothing
+of the project.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+__all__ = ["PRECISIONS", "Precision", "PrecisionSpec", "Tolerance"]
+
+
+class Precision(enum.StrEnum):
+    """The arithmetic of a graph, or the arithmetic that a backend really used."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The limits that an artifact's logits are held to, against eager fp32, on natural images.
+
+    A limit that is None is not checked. `relative_error` is ‖a−b‖/‖b‖ over all logits; `centered_cosine` is
+    the cosine similarity after the mean reference logits are subtracted; agreement is a fraction in [0, 1].
+    """
+
+    relative_error: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    centered_cosine: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None = None
+    top1_agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionSpec:
+    """What the project knows of one precision.
+
+    Attributes:
+        precision: whose row it is.
+        onnx_type: the name of the TensorProto data type of its activations.
+        tolerance: the limits of its artifacts. Each number was derived by experiment, with a stated distance from the
+            worst clean result: `docs/tolerances.md` says how, and how to repeat it.
+        light, dark: the color that charts draw it in, on light and on dark ground.
+    """
+
+    precision: Precision
+    onnx_type: Literal["FLOAT", "FLOAT16", "BFLOAT16", "INT8"]
+    tolerance: Tolerance
+    light: str
+    dark: str
+
+
+_ROWS = (
+    PrecisionSpec(
+        precision=Precision.FP32,
+        onnx_type="FLOAT",
+        # Clean: 3e-6 and 5e-12 at most. The relative error is what the export itself is held to after every step.
+        tolerance=Tolerance(relative_error=1e-4, centered_cosine=0.9999999, top1_agreement=0.99),
+        light="#66717f",
+        dark="#aeb8c4",
+    ),
+    PrecisionSpec(
+        precision=Precision.FP16,
+        onnx_type="FLOAT16",
+        # Clean: 2.4e-3 and 1 − 3e-6.
+        tolerance=Tolerance(relative_error=1e-2, centered_cosine=0.9999, top1_agreement=0.99),
+        light="#0072b2",
+        dark="#5bb5ec",
+    ),
+    PrecisionSpec(
+        precision=Precision.BF16,
+        onnx_type="BFLOAT16",
+        # Clean: 2.8e-2 and 1 − 4e-4.
+        tolerance=Tolerance(relative_error=6e-2, centered_cosine=0.998, top1_agreement=0.98),
+        light="#8a5fa8",
+        dark="#c7a2e0",
+    ),
+    PrecisionSpec(
+        precision=Precision.INT8,
+        onnx_type="INT8",
+        # Clean: 1.1e-2 and 1 − 6e-5. A fault that costs 1 % of the predictions starts at 0.12 and 1 − 8e-3.
+        tolerance=Tolerance(relative_error=0.1, centered_cosine=0.995, top1_agreement=0.95),
+        light="#b35300",
+        dark="#f2a35b",
+    ),
+)
+
+PRECISIONS: Mapping[Precision, PrecisionSpec] = {row.precision: row for row in _ROWS}
+"""Every precision, from exact to coarse."""
