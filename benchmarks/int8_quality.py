@@ -38,10 +38,10 @@ from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.plan import QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import origins, quantize
 from resnet_export.calibration.search.search import plan_int8
-from resnet_export.calibration.search.summary import sentences
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.value_ranges import Span, scan_ranges
 from resnet_export.exporter.models.resnet import ResNet
+from resnet_export.runtime.parity.report.search_text import sentences
 from tests import hostile
 
 Kind = Literal["signed", "unsigned"]

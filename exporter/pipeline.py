@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.table import encode_table
 from resnet_export.calibration.search.search import Int8Plan
-from resnet_export.calibration.search.summary import sentences
 from resnet_export.exporter import report as page
 from resnet_export.exporter.bundle.manifest import describe
 from resnet_export.exporter.bundle.staging import Bundle, Staging, check_output, staging
@@ -40,6 +39,7 @@ from resnet_export.runtime.bundle.manifest import Artifact, GoldenInfo, Manifest
 from resnet_export.runtime.parity.check import run_parity
 from resnet_export.runtime.parity.report import markdown
 from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
+from resnet_export.runtime.parity.report.search_text import sentences
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import normalize, to_input
 from resnet_export.runtime.progress import Progress, silent
@@ -241,7 +241,7 @@ def with_search(report: ParityReport, int8: Int8Plan | None) -> ParityReport:
     return msgspec.structs.replace(
         report,
         notes=(*report.notes, *sentences(int8.findings)),
-        int8=msgspec.to_builtins(int8.findings),
+        int8=int8.findings,
         times={**report.times, "int8": int8.times},
     )
 

@@ -18,6 +18,7 @@ from resnet_export.calibration.quantize.placement import TARGETS, Target
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.runtime.bundle.manifest import ExcludedLayer
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.parity.report.search_report import EqualizationSummary, LayerExclusion, PlanSummary
 from resnet_export.runtime.precision import Precision
 
 FLOAT_PRECISION: Mapping[Target, Precision] = {"tensorrt": Precision.FP16, "cpu": Precision.FP32}
@@ -114,39 +115,15 @@ def default_exclusions(model: onnx.ModelProto) -> dict[str, Exclusion]:
     return {layers[-1].name: Exclusion(reason=CLASSIFIER_REASON, targets=("tensorrt",))}
 
 
-class EqualizationSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One equalization as a report shows it: the layers, and the least and greatest factor."""
-
-    producers: tuple[str, ...]
-    consumers: tuple[str, ...]
-    channels: int
-    least: float
-    greatest: float
-
-
-class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan as a report shows it. Fields are those of `QuantPlan`.
-
-    `weights` has the first 16 hex digits of the sha256 of each layer's integers, `bias_corrections` the
-    greatest magnitude that was added.
-    """
-
-    method: Method
-    methods: dict[str, Method]
-    ranges: dict[str, Range]
-    excluded: dict[str, Exclusion]
-    equalization: tuple[EqualizationSummary, ...]
-    weights: dict[str, str]
-    bias_corrections: dict[str, float]
-
-
 def summarize(plan: QuantPlan) -> PlanSummary:
     """Return what `report.json` says of a plan."""
     return PlanSummary(
         method=plan.method,
         methods=dict(plan.methods),
-        ranges=dict(plan.ranges),
-        excluded=dict(plan.excluded),
+        excluded={
+            layer: LayerExclusion(reason=one.reason, targets=one.targets)
+            for layer, one in plan.excluded.items()
+        },
         equalization=tuple(
             EqualizationSummary(
                 producers=one.producers,

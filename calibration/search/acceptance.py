@@ -9,16 +9,20 @@ import numpy as np
 from resnet_export.calibration.data.inputs import Feed
 from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.topology import Topology
-from resnet_export.calibration.search.evaluate import Judge, Judgment
+from resnet_export.calibration.search.evaluate import Judge
 from resnet_export.calibration.search.improvements import Candidate
 from resnet_export.calibration.search.mixed_precision import (
-    Budget,
-    Damage,
     exclude_within_budget,
     latency_ratio,
     rank_layers,
 )
-from resnet_export.calibration.search.search_report import Ranking, Verdict
+from resnet_export.runtime.parity.report.search_report import (
+    LayerSensitivity,
+    MixedPrecision,
+    SensitivityRanking,
+    TargetVerdict,
+    Validation,
+)
 from resnet_export.runtime.progress import Progress
 
 _RANKING_WORK = 1000  # layers times images that a ranking may take
@@ -35,16 +39,16 @@ class Outcome:
     None where none were kept, and for a graph that is not for this processor.
     """
 
-    verdict: Verdict
-    ranking: Ranking | None = None
-    budget: Budget | None = None
+    verdict: TargetVerdict
+    ranking: SensitivityRanking | None = None
+    budget: MixedPrecision | None = None
     latency_ratio: float | None = None
 
 
 def mended(
     candidate: Candidate,
     target: Target,
-    found: Judgment,
+    found: Validation,
     judge: Judge,
     images: Feed,
     *,
@@ -71,7 +75,7 @@ def mended(
     few = min(max(least, _RANKING_WORK // max(1, len(Topology(candidate.model).layers))), most)
     ranker = Judge(candidate.model, images.sample(few), threads=threads)
     damages = rank_layers(candidate.model, ranges, candidate.plan, target, ranker, progress=progress)
-    ranking = Ranking(target=target, images=len(ranker), layers=damages)
+    ranking = SensitivityRanking(target=target, images=len(ranker), layers=damages)
     budget, ratio = None, None
     if may_exclude:
         plan, budget = exclude_within_budget(
@@ -87,7 +91,7 @@ def mended(
     return candidate, Outcome(_verdict(target, judge, found, culprits), ranking, budget, ratio)
 
 
-def blamed(damages: tuple[Damage, ...]) -> tuple[str, ...]:
+def blamed(damages: tuple[LayerSensitivity, ...]) -> tuple[str, ...]:
     """Return the layers that make up most of the damage, the worst first; those that break the logits alone first."""
     broken = [one.layer for one in damages if one.noise is None]
     if broken or not damages:
@@ -97,5 +101,5 @@ def blamed(damages: tuple[Damage, ...]) -> tuple[str, ...]:
     return tuple(one.layer for one in damages[: min(needed, _BLAMED)])
 
 
-def _verdict(target: Target, judge: Judge, found: Judgment, culprits: tuple[str, ...]) -> Verdict:
-    return Verdict(target=target, limit=judge.limit(), judged=found, culprits=culprits)
+def _verdict(target: Target, judge: Judge, found: Validation, culprits: tuple[str, ...]) -> TargetVerdict:
+    return TargetVerdict(target=target, limit=judge.limit(), validation=found, most_sensitive=culprits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,12 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.data.inputs import Inputs
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.runtime.bundle.manifest import Struct
 from resnet_export.runtime.errors import DatasetError, ExportError
 from resnet_export.runtime.parity.criteria.evaluate import Criterion, at_most, judge
 from resnet_export.runtime.parity.criteria.tolerances import near_tie_width, tolerance_for
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
 from resnet_export.runtime.parity.report.schema import bound, describe
+from resnet_export.runtime.parity.report.search_report import Validation
 from resnet_export.runtime.precision import Precision, Tolerance
 
 _ROOM = 0.8
@@ -67,38 +66,6 @@ class Limits:
         return (*found, lost)
 
 
-class Judgment(Struct, frozen=True):
-    """A trial graph beside the float network, on the same images.
-
-    `snr_db` is that of the logits, and None where they are equal or not finite; `non_finite` counts images with
-    NaN or infinite logits. `agreement` is the share of images with the same first class, in percent. With labels,
-    `accuracy_drop` is in percentage points, positive where accuracy was lost. `outside` are the limits that do not
-    hold, as "centered cosine 0.93, expected ≥ 0.995".
-    """
-
-    images: int
-    non_finite: int
-    snr_db: float | None
-    centered_cosine: float | None
-    agreement: float
-    accuracy_drop: float | None
-    outside: tuple[str, ...]
-
-    @property
-    def noise(self) -> float:
-        """The squared error relative to the float logits' square: 0 where they are equal, inf if not finite."""
-        if self.non_finite:
-            return math.inf
-        return 0.0 if self.snr_db is None else 10 ** (-self.snr_db / 10)
-
-    @property
-    def decibels(self) -> float:
-        """The SNR in dB, with ±inf for equal and for non-finite logits."""
-        if self.noise == 0:
-            return math.inf
-        return -math.inf if self.non_finite else -10 * math.log10(self.noise)
-
-
 class Judge:
     """Compares trial graphs with the float network on one set of images, whose logits it remembers."""
 
@@ -141,7 +108,7 @@ class Judge:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def __call__(self, graph: onnx.ModelProto) -> Judgment:
+    def __call__(self, graph: onnx.ModelProto) -> Validation:
         """Run a trial graph over the images and compare it."""
         logits = self._run(graph, self.images())
         figures = Metrics.of(self.logits, logits, self._near_tie).result()
@@ -149,7 +116,7 @@ class Judge:
         if self.labels is not None:
             right = [(one.argmax(axis=1) == self.labels).mean() for one in (self.logits, logits)]
             drop = 100 * float(right[0] - right[1])
-        return Judgment(
+        return Validation(
             images=figures.images,
             non_finite=figures.non_finite,
             snr_db=figures.snr_db,

@@ -27,9 +27,15 @@ from resnet_export.calibration.quantize.placement import TARGETS, Target
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Layer, Topology
-from resnet_export.calibration.search.evaluate import Judge, Judgment
+from resnet_export.calibration.search.evaluate import Judge
 from resnet_export.calibration.search.mixed_precision import multiply_add_shares
-from resnet_export.calibration.search.search_report import LayerFinding, MethodTrial, Step, StepName
+from resnet_export.runtime.parity.report.search_report import (
+    Improvement,
+    ImprovementName,
+    MethodTrial,
+    QuantizedLayer,
+    Validation,
+)
 from resnet_export.runtime.progress import Progress
 
 ROUNDING_IMAGES = 128
@@ -79,7 +85,7 @@ class Bench:
 
 def judged(
     candidate: Candidate, judge: Judge, title: str, progress: Progress, method: Method | None = None
-) -> dict[Target, Judgment]:
+) -> dict[Target, Validation]:
     """Return how the graphs of all targets do, with ranges by `method` (None: the plan's)."""
     return {
         target: judge(candidate.graph(target, method=method))
@@ -87,7 +93,7 @@ def judged(
     }
 
 
-def mean_decibels(found: Mapping[Target, Judgment]) -> float:
+def mean_decibels(found: Mapping[Target, Validation]) -> float:
     """Return the mean SNR over the targets, by which candidates are compared."""
     return float(np.mean([one.decibels for one in found.values()]))
 
@@ -97,10 +103,10 @@ def calibrated(model: onnx.ModelProto, plan: QuantPlan, bench: Bench) -> Candida
     return Candidate(model, _table(model, None, bench), plan)
 
 
-Judged = Mapping[Target, Judgment]
+Judged = Mapping[Target, Validation]
 
 
-def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Step, Judged | None]:
+def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Improvement, Judged | None]:
     """Return the network with its channels equalized and calibrated anew, unless that does harm.
 
     The last is how the returned candidate does with the bench's ranges, None where nothing was tried.
@@ -131,7 +137,7 @@ def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Step, Judged 
 
 def rounded(
     before: Candidate, bench: Bench, without: Judged | None, *, correct_bias: bool, round_weights: bool
-) -> tuple[Candidate, tuple[Step, ...], tuple[LayerFinding, ...]]:
+) -> tuple[Candidate, tuple[Improvement, ...], tuple[QuantizedLayer, ...]]:
     """Return the candidate with corrected biases and compensated rounding, what each gained, and the layers.
 
     Either can be left out. `without` is how the candidate does before, None where that is not known yet.
@@ -141,7 +147,7 @@ def rounded(
     topology = Topology(before.model)
     names = [layer.name for layer in topology.layers]
     shares = multiply_add_shares(before.model, topology)
-    layers: list[LayerFinding] = []
+    layers: list[QuantizedLayer] = []
     weights: dict[str, QuantizedWeight] = {}
     corrections: dict[str, NDArray[np.float32]] = {}
     nearest_corrections: dict[str, NDArray[np.float32]] = {}
@@ -158,7 +164,7 @@ def rounded(
             weights[layer.name] = chosen
             corrections[layer.name] = bias_correction(layer, weight, chosen, found)
         layers.append(
-            LayerFinding(
+            QuantizedLayer(
                 layer=layer.name,
                 operator=layer.node.op_type,
                 multiply_adds=shares[layer.name],
@@ -170,7 +176,7 @@ def rounded(
     best, steps = before, []
     if without is None:
         without = judged(before, bench.judge, "Trying nearest rounding", bench.progress, method)
-    trials: list[tuple[StepName, QuantPlan]] = []
+    trials: list[tuple[ImprovementName, QuantPlan]] = []
     if correct_bias:
         trials.append(("bias correction", replace(before.plan, bias_corrections=nearest_corrections)))
     if round_weights:
@@ -196,17 +202,19 @@ def best_method(
 
     A method that stays within the judge's limits for both targets goes before one that does not.
     """
+    found = {
+        method: judged(candidate, judge, f"Trying {method} ranges", progress, method) for method in METHODS
+    }
+
+    def rank(method: Method) -> tuple[int, float]:
+        results = found[method]
+        return -sum(bool(one.outside) for one in results.values()), mean_decibels(results)
+
     trials = tuple(
-        MethodTrial(
-            method=method, judged=judged(candidate, judge, f"Trying {method} ranges", progress, method)
-        )
-        for method in METHODS
+        MethodTrial(method=method, results={str(target): one for target, one in results.items()})
+        for method, results in found.items()
     )
-
-    def rank(trial: MethodTrial) -> tuple[int, float]:
-        return -sum(bool(one.outside) for one in trial.judged.values()), mean_decibels(trial.judged)
-
-    return candidate.with_method(max(trials, key=rank).method), trials
+    return candidate.with_method(max(METHODS, key=rank)), trials
 
 
 def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, bench: Bench) -> CalibrationTable:
@@ -222,15 +230,15 @@ def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, bench: Bench)
 
 
 def _step(
-    name: StepName,
+    name: ImprovementName,
     method: Method,
-    before: Mapping[Target, Judgment],
-    after: Mapping[Target, Judgment],
+    before: Mapping[Target, Validation],
+    after: Mapping[Target, Validation],
     *,
     used: bool,
     note: str,
-) -> Step:
-    return Step(
+) -> Improvement:
+    return Improvement(
         name=name,
         method=method,
         before_db={target: one.snr_db for target, one in before.items()},

@@ -25,7 +25,7 @@ from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.tensor_types import infer_types
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.calibration.search.evaluate import Judge
-from resnet_export.runtime.bundle.manifest import Struct
+from resnet_export.runtime.parity.report.search_report import ExclusionTrial, LayerSensitivity, MixedPrecision
 from resnet_export.runtime.progress import Progress, silent
 
 MOST_FLOAT = 0.5
@@ -33,57 +33,6 @@ MOST_FLOAT = 0.5
 trouble."""
 
 _TIMED_RUNS = 9
-
-
-class Damage(Struct, frozen=True):
-    """What quantizing one layer alone does to the logits of one target's graph.
-
-    `noise` is the squared error relative to the float logits' square, None where logits are not finite;
-    `agreement` and `accuracy_drop` as in `Judgment`; `multiply_adds` is the layer's share of the network's.
-    """
-
-    layer: str
-    noise: float | None
-    agreement: float
-    accuracy_drop: float | None
-    multiply_adds: float
-
-    @property
-    def severity(self) -> float:
-        """What layers are ranked by."""
-        return math.inf if self.noise is None else self.noise
-
-
-class Attempt(Struct, frozen=True):
-    """One step of the bisection: this many of the ranked layers kept, and the limits that still do not hold."""
-
-    excluded: int
-    outside: tuple[str, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether that many are enough."""
-        return not self.outside
-
-
-class Budget(Struct, frozen=True):
-    """How the layers to keep were found.
-
-    `limit` says in words what was to hold. `excluded` is empty where even the largest allowed number of layers was not
-    enough. `float_share` is the share of multiply-adds that the
-    kept layers have, and so about the share of the work that INT8 does not speed up.
-    """
-
-    target: Target
-    limit: str
-    path: tuple[Attempt, ...]
-    excluded: tuple[str, ...]
-    float_share: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether some number of kept layers stays within the limit."""
-        return any(one.holds for one in self.path)
 
 
 def rank_layers(
@@ -94,7 +43,7 @@ def rank_layers(
     judge: Judge,
     *,
     progress: Progress = silent,
-) -> tuple[Damage, ...]:
+) -> tuple[LayerSensitivity, ...]:
     """Return the layers that `plan` quantizes for `target`, the most damaging first.
 
     Args:
@@ -114,7 +63,7 @@ def rank_layers(
         others = {layer.name: Exclusion(reason="on trial") for layer in topology.layers if layer.name != name}
         judged = judge(quantize(model, ranges, replace(plan, excluded=others), target))
         found.append(
-            Damage(
+            LayerSensitivity(
                 layer=name,
                 noise=judged.noise if math.isfinite(judged.noise) else None,
                 agreement=judged.agreement,
@@ -125,7 +74,7 @@ def rank_layers(
     return tuple(sorted(found, key=lambda one: -one.severity))
 
 
-def bisect(most: int, tried: Callable[[int], Attempt]) -> Iterator[Attempt]:
+def bisect(most: int, tried: Callable[[int], ExclusionTrial]) -> Iterator[ExclusionTrial]:
     """Yield the trials that find the least number of kept layers, from 1 to `most`, that is enough.
 
     `tried` keeps a number of layers and looks. The largest number comes first, and is the only trial where it is not
@@ -147,11 +96,11 @@ def exclude_within_budget(
     ranges: Mapping[str, Range],
     plan: QuantPlan,
     target: Target,
-    damages: Sequence[Damage],
+    damages: Sequence[LayerSensitivity],
     judge: Judge,
     *,
     progress: Progress = silent,
-) -> tuple[QuantPlan, Budget]:
+) -> tuple[QuantPlan, MixedPrecision]:
     """Return the plan with as few layers kept for `target` as the judge's limits take, and how it was found.
 
     Where nothing holds, the plan comes back as it was.
@@ -166,9 +115,9 @@ def exclude_within_budget(
         names = [one.layer for one in damages[:count]]
         return with_kept(plan, names, target, f"INT8 would be outside its limits with it: {limit}")
 
-    def tried(count: int) -> Attempt:
+    def tried(count: int) -> ExclusionTrial:
         found = judge(quantize(model, ranges, keeping(count), target))
-        return Attempt(excluded=count, outside=found.outside)
+        return ExclusionTrial(excluded=count, outside=found.outside)
 
     floats = np.cumsum([one.multiply_adds for one in damages])
     most = int(np.searchsorted(floats, MOST_FLOAT, side="right"))
@@ -177,7 +126,7 @@ def exclude_within_budget(
     path = tuple(progress(trials, f"Searching layers to keep ({target})", total))
     count = min((one.excluded for one in path if one.holds), default=0)
     chosen = keeping(count) if count else plan
-    return chosen, Budget(
+    return chosen, MixedPrecision(
         target=target,
         limit=limit,
         path=path,

@@ -48,8 +48,13 @@ from resnet_export.calibration.search.improvements import (
     judged,
     rounded,
 )
-from resnet_export.calibration.search.search_report import Findings, LayerFinding, MethodTrial, Step
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.parity.report.search_report import (
+    Improvement,
+    MethodTrial,
+    QuantizedLayer,
+    SearchReport,
+)
 from resnet_export.runtime.progress import Progress, silent
 
 HELD_BACK = 64
@@ -92,7 +97,7 @@ class Int8Plan:
     model: onnx.ModelProto
     table: CalibrationTable
     plan: QuantPlan
-    findings: Findings
+    findings: SearchReport
     times: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def graph(self, target: Target) -> onnx.ModelProto:
@@ -128,8 +133,8 @@ def plan_int8(
     clock = _Clock()
     first = _first_plan(model, spec)
     notices: list[str] = []
-    steps: list[Step] = []
-    layers: tuple[LayerFinding, ...] = ()
+    steps: list[Improvement] = []
+    layers: tuple[QuantizedLayer, ...] = ()
     trials: tuple[MethodTrial, ...] = ()
     so_far: Judged | None = None
 
@@ -179,7 +184,8 @@ def plan_int8(
         with clock("methods"):
             candidate, retried = best_method(candidate, judge, progress)
         trials = (*trials, *retried)
-        verdicts = next(one.judged for one in retried if one.method == candidate.plan.method)
+        chosen = next(one for one in retried if one.method == candidate.plan.method)
+        verdicts = {target: chosen.results[target] for target in TARGETS}
         if candidate.plan.method != before:
             notices.append(
                 f"with {before} ranges INT8 is outside its limits on {len(judge)} images ({judge.limit()}); "
@@ -199,15 +205,15 @@ def plan_int8(
                 progress=progress,
             )
         outcomes.append(outcome)
-    findings = Findings(
+    findings = SearchReport(
         images=len(images),
-        held_back=len(bench.judge) if len(bench.judge) < len(images) else 0,
+        held_out=len(bench.judge) if len(bench.judge) < len(images) else 0,
         steps=tuple(steps),
         methods=trials,
         method=candidate.plan.method,
         layers=_with_kept(layers, candidate.plan),
         rankings=tuple(one.ranking for one in outcomes if one.ranking),
-        budgets=tuple(one.budget for one in outcomes if one.budget),
+        mixed_precision=tuple(one.budget for one in outcomes if one.budget),
         verdicts=tuple(one.verdict for one in outcomes),
         plan=summarize(candidate.plan),
         notices=tuple(notices),
@@ -231,15 +237,15 @@ def plan_from_table(
     spec = spec or SearchSpec()
     method = table.method if spec.method == "auto" else spec.method
     candidate = _from_table(model, table, _first_plan(model, spec)).with_method(method)
-    findings = Findings(
+    findings = SearchReport(
         images=0,
-        held_back=0,
+        held_out=0,
         steps=(),
         methods=(),
         method=method,
         layers=(),
         rankings=(),
-        budgets=(),
+        mixed_precision=(),
         verdicts=(),
         plan=summarize(candidate.plan),
         notices=(
@@ -305,7 +311,7 @@ def _from_table(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan
     return Candidate(model, table.with_methods(METHODS), replace(plan, equalization=done))
 
 
-def _with_kept(layers: tuple[LayerFinding, ...], plan: QuantPlan) -> tuple[LayerFinding, ...]:
+def _with_kept(layers: tuple[QuantizedLayer, ...], plan: QuantPlan) -> tuple[QuantizedLayer, ...]:
     excluded = {target: plan.excluded_for(target) for target in TARGETS}
     return tuple(
         msgspec.structs.replace(

@@ -15,7 +15,6 @@ from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.qdq import origins
 from resnet_export.calibration.search.evaluate import Limits
 from resnet_export.calibration.search.search import Int8Plan, SearchSpec, plan_from_table, plan_int8
-from resnet_export.calibration.search.search_report import Findings
 from resnet_export.exporter.golden.images import Images
 from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.facts import count_graph
@@ -99,15 +98,10 @@ def to_int8(
             # Measured here and judged with everything else by the parity check.
             compare(one.model, shipped, step=_NAMES[target], batch=spec.batch, limit=math.inf).logits,
             excluded[target],
-            _refusal(int8.findings, target),
+            int8.findings.refusal(target),
         )
         for target, one in graphs.items()
     ]
-
-
-def _refusal(findings: Findings, target: Target) -> str | None:
-    refused = (one.sentence for one in findings.verdicts if one.target == target and not one.shippable)
-    return next(refused, None)
 
 
 def _quantized(graph: ExportedGraph, int8: Int8Plan, target: Target) -> ExportedGraph:

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.calibration.data.dataset import DatasetWarning, open_dataset
 from resnet_export.calibration.data.image_sources import Classes, list_images
 from resnet_export.calibration.observe.table import CalibrationTable, decode_table
-from resnet_export.exporter.report.charts.clipping import RangeChoice
 from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import (
     Artifact,
@@ -34,6 +32,7 @@ from resnet_export.runtime.bundle.manifest import (
 from resnet_export.runtime.errors import BundleError, DatasetError, ImageError, RequestError, SchemaError
 from resnet_export.runtime.parity.measure.comparison import Flip, printable
 from resnet_export.runtime.parity.report.schema import ParityReport, decode_report
+from resnet_export.runtime.parity.report.search_report import PlanSummary
 from resnet_export.runtime.preprocess import load
 
 TABLE = "calibration.json"
@@ -54,7 +53,7 @@ class Recorded:
     """What the export wrote beside the graphs: the ranges, and which of them the INT8 graphs have."""
 
     table: CalibrationTable | None = None
-    choice: RangeChoice | None = None
+    choice: PlanSummary | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Material:
     artifacts: tuple[Artifact, ...] = ()
     provenance: Provenance | None = None
     table: CalibrationTable | None = None
-    choice: RangeChoice | None = None
+    choice: PlanSummary | None = None
     crops: Mapping[ImageKey, NDArray[np.uint8]] = field(default_factory=dict)
     seed: int | None = None
 
@@ -118,7 +117,7 @@ def gather(
         artifacts=manifest.artifacts,
         provenance=manifest.provenance,
         table=recorded.table,
-        choice=recorded.choice if report.int8 is None else _choice(report),
+        choice=recorded.choice if report.int8 is None else report.int8.plan,
         crops=_golden_crops(bundle, keys) | _data_crops(report, keys, data, manifest, seed),
         seed=seed if data is not None and report.asked.limit is not None else None,
     )
@@ -151,23 +150,17 @@ def _table(bundle: str | os.PathLike[str], manifest: Manifest) -> CalibrationTab
         raise BundleError(f"{TABLE!r} of the bundle {os.fspath(bundle)} cannot be shown: {error}") from error
 
 
-def _recorded_choice(bundle: str | os.PathLike[str], manifest: Manifest) -> RangeChoice | None:
+def _recorded_choice(bundle: str | os.PathLike[str], manifest: Manifest) -> PlanSummary | None:
     """Return the choice in the report of the export, None when there is none that this version reads."""
     found = next((file for file in manifest.files if file.file == REPORT), None)
     if found is None:
         return None
     data = read_artifact(bundle, found)
     try:
-        return _choice(decode_report(data))
+        search = decode_report(data).int8
     except SchemaError:
         return None  # of another version; the page says that it shows the table's own ranges
-
-
-def _choice(report: ParityReport) -> RangeChoice | None:
-    try:
-        return None if report.int8 is None else msgspec.convert(report.int8["plan"], RangeChoice)
-    except (KeyError, msgspec.ValidationError):
-        return None  # of another version
+    return None if search is None else search.plan
 
 
 def _golden_crops(

@@ -145,4 +145,4 @@ def test_where_nothing_holds_the_exit_code_is_1_and_the_culprits_are_named(lab: 
     assert again.exit_code == 1
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
     (verdict,) = [one for one in report["int8"]["verdicts"] if one["target"] == "tensorrt"]
-    assert len(verdict["culprits"]) >= 2
+    assert len(verdict["most_sensitive"]) >= 2

@@ -9,29 +9,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.histogram import Counts, TensorStats, bin_edges, by_sign
 from resnet_export.calibration.observe.mse import Side
-from resnet_export.calibration.observe.ranges import SYMMETRIC_STEPS, Method, Range
+from resnet_export.calibration.observe.ranges import METHODS, SYMMETRIC_STEPS, Range
+from resnet_export.runtime.parity.report.search_report import PlanSummary
 
 if TYPE_CHECKING:
     from resnet_export.calibration.observe.table import CalibrationTable
 
 QUANTILES = (0.5, 0.99)
-
-
-class RangeChoice(msgspec.Struct, frozen=True):
-    """The part of an INT8 plan (`calibration.plan.QuantPlan`) that chooses ranges from a table.
-
-    A tensor's range is the one in `ranges`, or by its method in `methods`, or by `method`.
-    """
-
-    method: Method
-    methods: dict[str, Method]
-    ranges: dict[str, Range]
 
 
 @dataclass(frozen=True)
@@ -56,17 +45,18 @@ class Clipping:
         return max(abs(self.low), abs(self.high))
 
 
-def clippings(table: CalibrationTable, choice: RangeChoice | None = None) -> tuple[Clipping, ...]:
+def clippings(table: CalibrationTable, choice: PlanSummary | None = None) -> tuple[Clipping, ...]:
     """Return the figures of every tensor, in graph order: its range is as chosen, or by the table's own method."""
     return tuple(
         _clipping(name, _chosen(name, table, choice), entry.stats()) for name, entry in table.tensors.items()
     )
 
 
-def _chosen(tensor: str, table: CalibrationTable, choice: RangeChoice | None) -> Range:
+def _chosen(tensor: str, table: CalibrationTable, choice: PlanSummary | None) -> Range:
     if choice is None:
         return table.range(tensor)
-    return choice.ranges.get(tensor) or table.range(tensor, choice.methods.get(tensor, choice.method))
+    named = choice.methods.get(tensor, choice.method)
+    return table.range(tensor, next((method for method in METHODS if method == named), None))
 
 
 def _clipping(tensor: str, chosen: Range, stats: TensorStats) -> Clipping:

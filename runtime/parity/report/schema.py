@@ -15,6 +15,7 @@ from resnet_export.runtime.parity.attribution.layers import Layerwise
 from resnet_export.runtime.parity.attribution.stages import Attribution
 from resnet_export.runtime.parity.criteria.evaluate import Criterion, images_short, resolves, unresolved
 from resnet_export.runtime.parity.measure.comparison import Comparison
+from resnet_export.runtime.parity.report.search_report import SearchReport
 from resnet_export.runtime.precision import Precision, Tolerance
 
 REPORT_SCHEMA = 1
@@ -160,11 +161,11 @@ class ParityReport(Struct, frozen=True):
     """The whole of a parity check.
 
     `unverified` are artifacts that ran on no backend; they stand apart from those that passed. `versions`
-    are of the packages that took part. `int8` is what the search for the INT8 graphs saw (`calibration.findings`, as
-    JSON), in the report of an export that made some. `layerwise` are the layers of artifacts that failed or whose
-    layers were asked for. `preprocessing` says whether this host preprocesses as the export did, and is empty where
-    the bundle has no sample of that. `times` holds everything that changes from run to run: `started` (UTC, ISO
-    8601), `seconds` in all, and per entry key the seconds that its backend spent running.
+    are of the packages that took part. `int8` is what the search for the INT8 graphs did, in the report of an export
+    that made some. `layerwise` are the layers of artifacts that failed or whose layers were asked for.
+    `preprocessing` says whether this host preprocesses as the export did, and is empty where the bundle has no sample
+    of that. `times` holds everything that changes from run to run: `started` (UTC, ISO 8601), `seconds` in all, and
+    per entry key the seconds that its backend spent running.
     """
 
     schema: Literal[1]
@@ -178,7 +179,7 @@ class ParityReport(Struct, frozen=True):
     versions: dict[str, str]
     times: dict[str, Any]
     preprocessing: tuple[Criterion, ...] = ()
-    int8: dict[str, Any] | None = None
+    int8: SearchReport | None = None
     layerwise: tuple[Layerwise, ...] = ()
 
     @property

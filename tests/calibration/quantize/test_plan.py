@@ -14,13 +14,13 @@ from resnet_export.calibration.quantize.grid import quantize_weight
 from resnet_export.calibration.quantize.plan import (
     Equalization,
     Exclusion,
-    PlanSummary,
     QuantPlan,
     default_exclusions,
     summarize,
 )
 from resnet_export.runtime.bundle.manifest import ExcludedLayer
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.parity.report.search_report import PlanSummary
 from resnet_export.runtime.precision import Precision
 from tests.residual_net import images, residual_net
 
@@ -81,7 +81,6 @@ def test_a_summary_is_json_that_reads_back_and_names_every_decision(model: onnx.
     plan = QuantPlan(
         method="entropy",
         methods={"input": "minmax"},
-        ranges={"pool.out": Range(amax=1.0, low=0.0, high=2.0)},
         excluded=default_exclusions(model),
         equalization=(Equalization(("stem",), ("a.conv1",), np.array([0.5, 4], np.float32)),),
         weights={"a.conv1": weight},

@@ -21,16 +21,15 @@ from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.search.acceptance import blamed
 from resnet_export.calibration.search.evaluate import Judge, Limits
 from resnet_export.calibration.search.mixed_precision import (
-    Attempt,
-    Damage,
     bisect,
     multiply_add_shares,
     rank_layers,
 )
 from resnet_export.calibration.search.search import SearchSpec, plan_from_table, plan_int8
-from resnet_export.calibration.search.summary import sentences
 from resnet_export.runtime.errors import DatasetError, ExportError, RequestError
 from resnet_export.runtime.parity.criteria.tolerances import tolerance_for
+from resnet_export.runtime.parity.report.search_report import ExclusionTrial, LayerSensitivity
+from resnet_export.runtime.parity.report.search_text import sentences
 from resnet_export.runtime.precision import Precision
 from tests.calibration.improve.test_equalization import apart
 from tests.residual_net import images, residual_net, with_weight
@@ -71,11 +70,11 @@ def hidden(model: onnx.ModelProto, layer: str, times: float) -> onnx.ModelProto:
 
 def test_every_method_and_every_improvement_is_tried_on_images_that_were_held_back() -> None:
     found = plan_int8(residual_net(), feed(64)).findings
-    assert (found.images, found.held_back) == (64, 16)
+    assert (found.images, found.held_out) == (64, 16)
     assert [one.method for one in found.methods] == list(METHODS)
     assert [one.name for one in found.steps] == ["equalization", "bias correction", "rounding"]
     assert {one.layer for one in found.layers} == LAYERS
-    best = max(found.methods, key=lambda one: sum(judged.decibels for judged in one.judged.values()))
+    best = max(found.methods, key=lambda one: sum(judged.decibels for judged in one.results.values()))
     assert found.method == best.method
     assert found.shippable
 
@@ -160,11 +159,11 @@ def test_a_layer_that_int8_cannot_hold_is_found_and_kept_in_floating_point() -> 
         assert "a.conv2" in found.plan.excluded_for(target)
     for ranking in found.findings.rankings:
         assert ranking.layers[0].layer == "a.conv2"
-    for budget in found.findings.budgets:
+    for budget in found.findings.mixed_precision:
         assert budget.holds
         assert len(budget.path) <= 1 + math.ceil(math.log2(len(LAYERS)))
     assert set(found.times["latency_ratio"]) == {"cpu"}
-    assert any("stay in floating point: a.conv2" in line for line in sentences(found.findings))
+    assert any("excluded from INT8: a.conv2" in line for line in sentences(found.findings))
 
 
 @pytest.mark.parametrize("keep", ["none", ("stem",)])
@@ -175,7 +174,7 @@ def test_with_the_kept_layers_given_a_collapse_is_refused_and_the_culprit_named(
     found = plan_int8(model, feed(), SearchSpec(equalize=False, exclude=keep))  # type: ignore[arg-type]
     assert not found.findings.shippable
     for verdict in found.findings.verdicts:
-        assert verdict.culprits[0] == "a.conv2"
+        assert verdict.most_sensitive[0] == "a.conv2"
         assert "a.conv2" in verdict.sentence
 
 
@@ -185,9 +184,9 @@ def test_where_nothing_holds_the_plan_keeps_nothing_and_the_verdict_says_who_is_
         model = hidden(model, layer, 3000)
     found = plan_int8(model, feed(), SearchSpec(equalize=False))
     assert not found.findings.shippable
-    assert [budget.excluded for budget in found.findings.budgets] == [(), ()]
+    assert [budget.excluded for budget in found.findings.mixed_precision] == [(), ()]
     for verdict in found.findings.verdicts:
-        assert set(verdict.culprits) <= {"a.conv1", "a.conv2", "b.conv2"}
+        assert set(verdict.most_sensitive) <= {"a.conv1", "a.conv2", "b.conv2"}
 
 
 @pytest.mark.parametrize("asked", ["entropy", "auto"])
@@ -216,9 +215,9 @@ def test_a_budget_is_held_to_on_all_images_and_the_path_to_it_is_told() -> None:
     labels = np.where(rng.random(160) < 0.1, rng.integers(0, 5, 160), labels)
     found = plan_int8(model, feed(160, labels), SearchSpec(limits=Limits(max_drop=0.0)))
     for verdict in found.findings.verdicts:
-        assert verdict.judged.images == 160
-        assert verdict.judged.accuracy_drop is not None
-        assert verdict.shippable == (verdict.judged.accuracy_drop <= 0)
+        assert verdict.validation.images == 160
+        assert verdict.validation.accuracy_drop is not None
+        assert verdict.shippable == (verdict.validation.accuracy_drop <= 0)
         assert "accuracy drop ≤ 0" in verdict.limit
     assert any("160 images cannot tell less than" in notice for notice in found.findings.notices)
 
@@ -244,7 +243,7 @@ def test_the_search_leaves_a_fifth_of_the_error_that_parity_allows(limits: Limit
 
 def test_few_images_are_used_for_both_and_that_is_said() -> None:
     found = plan_int8(residual_net(), feed(4)).findings
-    assert (found.images, found.held_back) == (4, 0)
+    assert (found.images, found.held_out) == (4, 0)
     assert any("too few to hold any back" in notice for notice in found.notices)
     assert not any("held-out" in sentence for sentence in sentences(found))
 
@@ -290,8 +289,10 @@ def test_multiply_adds_are_shares_of_the_whole() -> None:
     assert found["a.conv1"] / found["b.down"] == pytest.approx(8 * 8 * 9 * 64 / (16 * 8 * 16))
 
 
-def attempts(enough: int) -> Callable[[int], Attempt]:
-    return lambda excluded: Attempt(excluded=excluded, outside=() if excluded >= enough else ("too much",))
+def attempts(enough: int) -> Callable[[int], ExclusionTrial]:
+    return lambda excluded: ExclusionTrial(
+        excluded=excluded, outside=() if excluded >= enough else ("too much",)
+    )
 
 
 @given(st.integers(1, 500), st.integers(1, 600))
@@ -305,8 +306,8 @@ def test_bisection_finds_the_least_number_that_is_enough_in_logarithmic_time(mos
 
 
 def test_blame_goes_to_those_who_make_up_most_of_the_damage() -> None:
-    def damage(layer: str, noise: float | None) -> Damage:
-        return Damage(layer=layer, noise=noise, agreement=90, accuracy_drop=None, multiply_adds=0.1)
+    def damage(layer: str, noise: float | None) -> LayerSensitivity:
+        return LayerSensitivity(layer=layer, noise=noise, agreement=90, accuracy_drop=None, multiply_adds=0.1)
 
     assert blamed((damage("a", 0.7), damage("b", 0.2), damage("c", 0.05), damage("d", 0.05))) == ("a", "b")
     assert blamed((damage("x", None), damage("a", 0.7))) == ("x",)

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from resnet_export.calibration.data.dataset import DatasetWarning
-from resnet_export.calibration.observe.ranges import Range
 from resnet_export.calibration.observe.table import encode_table
 from resnet_export.calibration.quantize.plan import QuantPlan, summarize
 from resnet_export.exporter.report import gather, read_recorded, render
@@ -22,6 +21,7 @@ from resnet_export.exporter.report.report_data import flipped
 from resnet_export.runtime.errors import IntegrityError
 from resnet_export.runtime.parity.measure.comparison import printable
 from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
+from resnet_export.runtime.parity.report.search_report import PlanSummary, SearchReport
 from tests.parity_bundle import crops, write
 from tests.parity_page import archive, checked, damaged_bundle, table, with_file
 from tests.tiny_bundle import FP32, LABELS
@@ -125,18 +125,31 @@ def test_data_that_vanished_leave_the_page_without_pictures(bundle: Path, tmp_pa
     assert found.labels == LABELS
 
 
+def search_report(plan: PlanSummary) -> SearchReport:
+    return SearchReport(
+        images=16,
+        held_out=0,
+        steps=(),
+        methods=(),
+        method=plan.method,
+        layers=(),
+        rankings=(),
+        mixed_precision=(),
+        verdicts=(),
+        plan=plan,
+        notices=(),
+    )
+
+
 def test_ranges_are_those_that_the_graphs_were_emitted_with(tmp_path: Path) -> None:
     """Against `QuantPlan.choose_ranges`, which the graphs are emitted from."""
     given = table()
     plan = QuantPlan(
         method="percentile",
         methods={"layer1.output": "minmax"},
-        ranges={"layer2.output": Range(amax=1.5, low=-1.0, high=1.5)},
     )
     bundle = with_file(write(tmp_path / "tiny", [FP32]), "calibration.json", encode_table(given))
-    export = msgspec.structs.replace(
-        checked(bundle), int8={"plan": msgspec.to_builtins(summarize(plan)), "more": 1}
-    )
+    export = msgspec.structs.replace(checked(bundle), int8=search_report(summarize(plan)))
     with_file(bundle, "report.json", encode_report(export))
     later = checked(bundle)
     assert later.int8 is None
