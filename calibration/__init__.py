@@ -17,15 +17,27 @@ if TYPE_CHECKING:
         check_for_calibration,
         open_dataset,
     )
+    from resnet_export.calibration.data.photos import Photos, load_photos
 
-__all__ = ["Batch", "Dataset", "DatasetWarning", "Description", "check_for_calibration", "open_dataset"]
+__all__ = [
+    "Batch",
+    "Dataset",
+    "DatasetWarning",
+    "Description",
+    "Photos",
+    "check_for_calibration",
+    "load_photos",
+    "open_dataset",
+]
 
 _HOMES = {
     "Batch": "resnet_export.calibration.data.dataset",
     "Dataset": "resnet_export.calibration.data.dataset",
     "DatasetWarning": "resnet_export.calibration.data.dataset",
     "Description": "resnet_export.calibration.data.dataset",
+    "Photos": "resnet_export.calibration.data.photos",
     "check_for_calibration": "resnet_export.calibration.data.dataset",
+    "load_photos": "resnet_export.calibration.data.photos",
     "open_dataset": "resnet_export.calibration.data.dataset",
 }
 

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ __all__ = [
     "DatasetWarning",
     "Description",
     "check_for_calibration",
+    "draw",
+    "hash_crops",
     "open_dataset",
 ]
 
@@ -67,7 +70,7 @@ class Description:
     """
 
     source: str
-    kind: Kind
+    kind: Kind | Literal["memory"]
     count: int
     skipped: int
     first_skipped: str | None
@@ -134,7 +137,7 @@ class Dataset:
 
     def sample(self, count: int) -> Dataset:
         """Return `count` of the images (all, if there are fewer), drawn as `open_dataset` draws."""
-        return self._part(_sample(self.names, self.labels, count, self._seed))
+        return self._part(draw(self.names, self.labels, count, self._seed))
 
     def split(self, held_back: int) -> tuple[Dataset, Dataset]:
         """Return the data set without `held_back` images, and those images, which are `sample(held_back)`."""
@@ -143,7 +146,7 @@ class Dataset:
                 f"{held_back} of {len(self)} images cannot be held out, expected 1 to {len(self) - 1}; "
                 "give more images"
             )
-        held = _sample(self.names, self.labels, held_back, self._seed)
+        held = draw(self.names, self.labels, held_back, self._seed)
         rest = sorted(set(range(len(self))) - set(held))
         return self._part(rest), self._part(held)
 
@@ -152,7 +155,7 @@ class Dataset:
         return Dataset(self.source, self._listing, selected, self.preprocessing, self._seed, self._workers)
 
     def _batches(self, batch_size: int) -> Iterator[Batch]:
-        digest = hashlib.sha256(f"uint8 {self.preprocessing.crop}×{self.preprocessing.crop}×3\n".encode())
+        digest = _hash("uint8", (self.preprocessing.crop, self.preprocessing.crop, 3))
         count = 0
         failures: list[ImageError] = []
         first_skipped: str | None = None
@@ -259,7 +262,7 @@ def open_dataset(
     for note in listing.notes:
         warnings.warn(note, DatasetWarning, stacklevel=2)
     total = len(listing.names)
-    selected = range(total) if limit is None else _sample(listing.names, listing.labels, limit, seed)
+    selected = range(total) if limit is None else draw(listing.names, listing.labels, limit, seed)
     return Dataset(path, listing, selected, preprocessing, seed, workers)
 
 
@@ -289,6 +292,18 @@ def check_for_calibration(dataset: Dataset) -> None:
     )
 
 
+def hash_crops(images: NDArray[Any]) -> str:
+    """Return `Description.sha256` of images [N, …] in memory."""
+    digest = _hash(str(images.dtype), images.shape[1:])
+    for image in images:
+        digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _hash(dtype: str, shape: tuple[int, ...]) -> hashlib._Hash:
+    return hashlib.sha256(f"{dtype} {'×'.join(map(str, shape))}\n".encode())
+
+
 def _crop(
     image: Path | NDArray[np.uint8], preprocessing: Preprocessing, name: str
 ) -> NDArray[np.uint8] | ImageError:
@@ -311,7 +326,7 @@ def _require_regular(path: Path) -> None:
             raise ImageError(f"{str(path)!r} is not a regular file; give an image file")
 
 
-def _sample(names: Sequence[str], labels: NDArray[np.int64] | None, limit: int, seed: int) -> list[int]:
+def draw(names: Sequence[str], labels: NDArray[np.int64] | None, limit: int, seed: int) -> list[int]:
     """Draw `limit` of the images, and return their indices in ascending order.
 
     An image's rank is a hash of seed and name; the lowest ranks win. With labels, each class gets its

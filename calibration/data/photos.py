@@ -1,0 +1,175 @@
+"""Images decoded once, for everything of an export that looks at them."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_export.calibration.data.dataset import Dataset, Description, draw, hash_crops
+from resnet_export.runtime.bundle.manifest import Preprocessing
+from resnet_export.runtime.errors import DatasetError
+from resnet_export.runtime.preprocess import to_input
+from resnet_export.runtime.progress import Progress, silent
+
+__all__ = ["Inputs", "Photos", "load_photos"]
+
+Inputs: TypeAlias = "tuple[NDArray[Any], NDArray[np.int64] | None]"
+"""A batch in the layout and dtype of the graph's input, and its labels int64 [n] where there are any."""
+
+BATCH = 8
+
+MAX_IN_MEMORY = 512 * 2**20
+"""Bytes from which on the crops lie in a memory-mapped temporary file (3,400 crops of 224 pixels)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """Images in memory, in a fixed order. Parts of them are Photos, too.
+
+    Attributes:
+        images: read-only. The crops, uint8 [N, H, W, C], or, where `preprocessing` is None, graph inputs of any dtype
+            and shape [N, …].
+        labels: int64 [N], or None.
+        names: of the images, for messages.
+        preprocessing: what turns the crops into graph inputs; None where `images` are graph inputs.
+        description: what the whole source held. A part keeps it; `len` counts the images of the part.
+    """
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64] | None
+    names: tuple[str, ...]
+    preprocessing: Preprocessing | None
+    description: Description
+
+    @classmethod
+    def of(
+        cls,
+        images: NDArray[Any],
+        preprocessing: Preprocessing | None,
+        *,
+        labels: NDArray[np.int64] | None = None,
+        names: Sequence[str] = (),
+        source: str = "memory",
+    ) -> Photos:
+        """Return the photos of an array, which is not copied; names default to "images[0]" and so on."""
+        view = images.view()
+        view.flags.writeable = False
+        description = Description(
+            source=source,
+            kind="memory",
+            count=len(view),
+            skipped=0,
+            first_skipped=None,
+            labeled=labels is not None,
+            sha256=hash_crops(view),
+        )
+        names = tuple(names) or tuple(f"images[{index}]" for index in range(len(view)))
+        return cls(view, labels, names, preprocessing, description)
+
+    def __len__(self) -> int:
+        """Return the number of images; unreadable ones are not among them."""
+        return len(self.images)
+
+    def batches(self, size: int = BATCH) -> Iterator[Inputs]:
+        """Yield graph inputs with their labels, `size` at a time; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            crops = self.images[part]
+            inputs = crops if self.preprocessing is None else to_input(crops, self.preprocessing)
+            yield inputs, None if self.labels is None else self.labels[part]
+
+    def inputs(self, size: int = BATCH) -> Iterator[NDArray[Any]]:
+        """Yield graph inputs, `size` at a time, without their labels."""
+        return (inputs for inputs, _ in self.batches(size))
+
+    def sample(self, count: int) -> Photos:
+        """Return `count` of the images, spread evenly, or all if there are no more.
+
+        Folders and lists are in the order of their classes, so every class gives its share.
+        """
+        return self if count >= len(self) else self._part(self._spread(count))
+
+    def split(self, count: int) -> tuple[Photos, Photos]:
+        """Return the photos without `count` of them, and those, which are `sample(count)`."""
+        if not 0 <= count <= len(self):
+            raise DatasetError(f"{count} of {len(self)} images cannot be held out; give more images")
+        drawn = self._spread(count)
+        return self._part(sorted(set(range(len(self))) - set(drawn))), self._part(drawn)
+
+    def draw(self, count: int, seed: int) -> Photos:
+        """Return `count` of the images (all, if there are fewer), drawn by seed as `open_dataset` draws."""
+        return self._part(draw(self.names, self.labels, count, seed))
+
+    def with_preprocessing(self, preprocessing: Preprocessing) -> Photos:
+        """Return the same crops for graphs with another preprocessing, normalization in the graph, say."""
+        return replace(self, preprocessing=preprocessing)
+
+    def _spread(self, count: int) -> list[int]:
+        return [(2 * index + 1) * len(self) // (2 * count) for index in range(count)]
+
+    def _part(self, positions: Sequence[int]) -> Photos:
+        images = _allocate((len(positions), *self.images.shape[1:]), self.images.dtype)
+        for place, position in enumerate(positions):
+            images[place] = self.images[position]
+        images.flags.writeable = False
+        labels = None if self.labels is None else self.labels[list(positions)]
+        names = tuple(self.names[position] for position in positions)
+        return replace(self, images=images, labels=labels, names=names)
+
+
+def load_photos(
+    dataset: Dataset, preprocessing: Preprocessing | None = None, *, progress: Progress = silent
+) -> Photos:
+    """Decode a data set, once and in parallel.
+
+    Args:
+        dataset: the images; the crops are as its preprocessing says.
+        preprocessing: what turns the crops into graph inputs, where that differs from the data set's own in
+            `in_graph`.
+        progress: told about every image.
+
+    Unreadable images are left out, with a DatasetWarning. Raises DatasetError as `Dataset.batches` does, and when
+    the crops take more than `MAX_IN_MEMORY` and the temporary folder has no room for them.
+    """
+    crop = dataset.preprocessing.crop
+    images = _allocate((len(dataset), crop, crop, 3), np.dtype(np.uint8))
+    names: list[str] = []
+    labels: list[NDArray[np.int64]] = []
+    for batch in progress(dataset.batches(1), "Reading images", len(dataset)):
+        images[len(names)] = batch.images[0]
+        names += batch.names
+        labels += [] if batch.labels is None else [batch.labels]
+    images = images[: len(names)]
+    images.flags.writeable = False
+    return Photos(
+        images,
+        np.concatenate(labels) if labels else None,
+        tuple(names),
+        preprocessing or dataset.preprocessing,
+        dataset.describe(),
+    )
+
+
+def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return an array to be filled: in memory, or in a file without a name, which goes with the array."""
+    size = math.prod(shape) * dtype.itemsize
+    if size <= MAX_IN_MEMORY:
+        return np.empty(shape, dtype)
+    try:
+        with tempfile.TemporaryFile(prefix="resnet-export-") as file:
+            # Reserved now: writing to a mapped page for which the disk has no room would kill the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype, "r+", shape=shape)
+    except OSError as error:
+        raise DatasetError(
+            f"{shape[0]} images take {size / 2**20:.0f} MB, for which {tempfile.gettempdir()!r} has no room "
+            f"({error.strerror or error}); give fewer, or set TMPDIR to a folder that has"
+        ) from error
