@@ -62,7 +62,7 @@ def _check(bundle: Path, test: Digits) -> ParityReport:
         Batch(test.images[start : start + BATCH], test.labels[start : start + BATCH])
         for start in range(0, len(test.labels), BATCH)
     )
-    return run_parity(bundle, data=batches, data_name="Fashion-MNIST's test images")
+    return run_parity(bundle, batches=batches, data="Fashion-MNIST's test images")
 
 
 def show(title: str, report: ParityReport) -> None:

@@ -51,7 +51,7 @@ def measure(depth: int, seed: int, size: int, images: int, checks: int, *, plain
         for draw in range(1000 + seed * checks, 1000 + (seed + 1) * checks):
             crops = natural_crops(images, size, seed=draw)
             data = (Batch(crops[first : first + BATCH]) for first in range(0, images, BATCH))
-            reports.append(run_parity(bundle.path, data=data, data_name=f"natural crops, seed {draw}"))
+            reports.append(run_parity(bundle.path, batches=data, data=f"natural crops, seed {draw}"))
     failed = [report for report in reports if report.verdict.status != "passed"]
     return {
         "depth": depth,

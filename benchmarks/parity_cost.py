@@ -34,7 +34,7 @@ from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.parity import Batch, run_parity
 from resnet_export.runtime.parity.golden_check import batch_slices, full_batches
 from resnet_export.runtime.parity.plan import plan
-from resnet_export.runtime.parity.report.schema import Asked
+from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.host import probe
 from resnet_export.runtime.session import open_session
@@ -120,7 +120,7 @@ def _check(bundle: Path, data: Path, images: int, threads: int) -> dict[str, flo
     start = time.perf_counter()
     dataset = open_dataset(data, preprocessing=manifest.preprocessing, limit=images)
     batches = (Batch(batch.images) for batch in dataset.batches(manifest.batch.opt))
-    report = run_parity(bundle, data=batches, threads=threads)
+    report = run_parity(bundle, batches=batches, threads=threads)
     running = sum(report.times["running"].values())
     return {"seconds": time.perf_counter() - start, "cpu": _cpu(), "running": running}
 
@@ -131,7 +131,7 @@ def _bare(bundle: Path, data: Path, images: int, threads: int) -> dict[str, floa
     start = time.perf_counter()
     crops = np.load(data)["images"][:images]
     golden = read_golden(bundle).images
-    planned = plan(manifest, probe(), Asked(data="crops"))
+    planned = plan(manifest, probe(), ParitySpec(data="crops"))
     with ExitStack() as stack:
         sessions = [
             stack.enter_context(

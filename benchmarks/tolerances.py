@@ -33,7 +33,7 @@ def measure(depth: int, seed: int, crops: int, int8: bool) -> Iterator[tuple[Pre
         bundle = export(ModelSpec(depth=depth, seed=seed), spec, Path(folder) / "bundle")
         images = natural_crops(crops, SIZE, seed=1000 + seed)
         batches = [Batch(images[start : start + BATCH]) for start in range(0, crops, BATCH)]
-        report = run_parity(bundle.path, data=batches or None, precisions=list(Precision))
+        report = run_parity(bundle.path, batches=batches or None, precisions=list(Precision))
     for entry in report.entries:
         for check in entry.checks:
             yield entry.held_to, f"{entry.title}, {check.images}", check.comparison.figures

@@ -17,7 +17,6 @@ from resnet_export.calibration.search.search import Int8Plan
 from resnet_export.exporter import report as page
 from resnet_export.exporter.bundle.manifest import describe
 from resnet_export.exporter.bundle.staging import Bundle, Staging, check_output, staging
-from resnet_export.exporter.debug.layerwise import with_layers
 from resnet_export.exporter.engine.build import compile_engines, engine_sources
 from resnet_export.exporter.engine.targets import EnginePlan, plan_engines
 from resnet_export.exporter.golden.images import Images, choose_images
@@ -32,14 +31,13 @@ from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import Probe, compare, eager_probe
 from resnet_export.exporter.graph.value_ranges import Span, scan_ranges
 from resnet_export.exporter.models.classifier import Network, build_network
+from resnet_export.exporter.parity.check import check_parity
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.golden import EAGER, Golden, Sample, encode_golden
 from resnet_export.runtime.bundle.manifest import Artifact, GoldenInfo, Manifest, Preprocessing
-from resnet_export.runtime.parity.check import run_parity
 from resnet_export.runtime.parity.report import markdown
 from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
-from resnet_export.runtime.parity.report.search_text import sentences
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import normalize, to_input
 from resnet_export.runtime.progress import Progress, silent
@@ -187,9 +185,13 @@ def ship(
     manifest = with_engines(manifest, [engine.artifact for engine in built], notes)
     unseen = stage.draft(manifest)
     # Full batches of each graph were compared after each step; those of an engine were not.
-    report = run_parity(unseen, full_batches_known=files, progress=progress)
-    report = with_layers(report, unseen, progress=progress)
-    report = with_search(report, int8)
+    report = check_parity(
+        unseen,
+        search=None if int8 is None else int8.findings,
+        times=None if int8 is None else {"int8": int8.times},
+        full_batches_known=files,
+        progress=progress,
+    )
     stage.write(REPORT, encode_report(report))
     stage.write("report.md", markdown.render(report).encode())
     if page.installed():
@@ -231,18 +233,6 @@ def with_engines(manifest: Manifest, engines: Sequence[Artifact], notes: Sequenc
         manifest,
         artifacts=(*manifest.artifacts, *engines),
         provenance=msgspec.structs.replace(provenance, notices=(*provenance.notices, *notes)),
-    )
-
-
-def with_search(report: ParityReport, int8: Int8Plan | None) -> ParityReport:
-    """Return the report with what the search for the INT8 graphs saw."""
-    if int8 is None:
-        return report
-    return msgspec.structs.replace(
-        report,
-        notes=(*report.notes, *sentences(int8.findings)),
-        int8=int8.findings,
-        times={**report.times, "int8": int8.times},
     )
 
 

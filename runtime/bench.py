@@ -18,7 +18,8 @@ from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import Struct, read_manifest
 from resnet_export.runtime.errors import NoBackendError
 from resnet_export.runtime.parity.plan import plan
-from resnet_export.runtime.parity.report.schema import Asked, Skipped
+from resnet_export.runtime.parity.report.schema import Skipped
+from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.progress import Progress, silent
@@ -77,7 +78,7 @@ def bench(
     `open_session` does, and BackendError when a backend fails.
     """
     manifest = read_manifest(bundle)
-    asked = Asked(
+    asked = ParitySpec(
         artifacts=None if artifacts is None else tuple(artifacts),
         backends=None if backends is None else tuple(backends),
     )

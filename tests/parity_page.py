@@ -15,10 +15,9 @@ from onnx import numpy_helper
 
 from resnet_export.calibration.observe.histogram import observe
 from resnet_export.calibration.observe.table import CalibrationTable, build
-from resnet_export.exporter.parity.check import open_data
+from resnet_export.exporter.parity.check import check_parity
 from resnet_export.runtime.bundle.manifest import MANIFEST_NAME, FileInfo, encode_manifest, read_manifest
 from resnet_export.runtime.parity.attribution.layers import LayerFigure, Layerwise
-from resnet_export.runtime.parity.check import run_parity
 from resnet_export.runtime.parity.report.schema import ParityReport
 from resnet_export.runtime.precision import Precision
 from tests.parity_bundle import crops, graph, logits, write
@@ -53,13 +52,8 @@ def checked(
     bundle: Path, data: Path | None = None, *, limit: int | None = None, seed: int = 0
 ) -> ParityReport:
     """Check a bundle on ONNX Runtime, on one thread, without looking into layers."""
-    return run_parity(
-        bundle,
-        data=None if data is None else open_data(bundle, data, limit=limit, seed=seed),
-        data_name="" if data is None else data.name,
-        backends=["onnxruntime"],
-        limit=limit,
-        threads=1,
+    return check_parity(
+        bundle, data=data, backends=["onnxruntime"], limit=limit, seed=seed, layers="none", threads=1
     )
 
 

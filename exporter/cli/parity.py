@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -17,6 +17,7 @@ from resnet_export.exporter.parity.check import check_parity
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
+from resnet_export.runtime.parity.spec import ParitySpec
 
 _RENDER: dict[str, Callable[[ParityReport], bytes]] = {
     "--json": encode_report,
@@ -57,6 +58,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--tolerance",
+    "tolerances",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="JSON with limits that replace the bundle's.",
@@ -93,24 +95,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @debug_option
 def command(
     bundle: Path,
-    data: Path | None,
-    artifacts: tuple[str, ...],
-    backends: tuple[str, ...],
-    max_drop: float | None,
-    min_agreement: float | None,
-    min_accuracy: float | None,
-    tolerance: Path | None,
-    reference: Literal["onnx", "eager"],
-    weights: Path | None,
     layers: tuple[str, ...],
     no_layers: bool,
-    limit: int | None,
-    seed: int,
     json_file: Path | None,
     junit_file: Path | None,
     markdown_file: Path | None,
     html_file: Path | None,
     quiet: bool,
+    **options: Any,
 ) -> None:
     """Compare BUNDLE's artifacts with the reference, on every backend of this host.
 
@@ -118,33 +110,25 @@ def command(
     """  # fmt: skip
     if layers and no_layers:
         raise RequestError("--layers and --no-layers contradict each other; give one of them")
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    spec = ParitySpec(**given, layers=layers or ("none" if no_layers else "failed"))
     if html_file is not None:
         html.require()
     files = {"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}
     check_outputs(
         files | {"--html": html_file},
-        {"BUNDLE": bundle, "--data": data, "--tolerance": tolerance, "--weights": weights},
+        {
+            "BUNDLE": bundle,
+            "--data": options["data"],
+            "--tolerance": options["tolerances"],
+            "--weights": options["weights"],
+        },
     )
     recorded = None if html_file is None else html.read_recorded(bundle)
-    report = check_parity(
-        bundle,
-        data=data,
-        artifacts=artifacts or None,
-        backends=backends or None,
-        max_drop=max_drop,
-        min_agreement=min_agreement,
-        min_accuracy=min_accuracy,
-        tolerances=tolerance,
-        reference=reference,
-        weights=weights,
-        layers=layers or ("none" if no_layers else "failed"),
-        limit=limit,
-        seed=seed,
-        progress=progress_bar(quiet=quiet),
-    )
+    report = check_parity(bundle, spec, progress=progress_bar(quiet=quiet))
     rendered = [(path, _RENDER[option](report)) for option, path in files.items() if path is not None]
     if html_file is not None:
-        material = html.gather(bundle, report, data=data, seed=seed, recorded=recorded)
+        material = html.gather(bundle, report, data=options["data"], recorded=recorded)
         rendered.append((html_file, html.render(report, material)))
     for path, content in rendered:
         write_output(path, content)

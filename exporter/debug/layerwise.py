@@ -11,9 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
@@ -28,7 +27,6 @@ from resnet_export.exporter.debug.node_matching import Missing
 from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest, read_artifact, read_manifest
 from resnet_export.runtime.errors import DatasetError, DependencyError, ExportError, RequestError
-from resnet_export.runtime.parity.attribution.diagnosis import suspects
 from resnet_export.runtime.parity.attribution.layers import (
     ErrorSums,
     LayerFigure,
@@ -40,12 +38,12 @@ from resnet_export.runtime.parity.attribution.layers import (
     snr_db,
     summary,
 )
-from resnet_export.runtime.parity.report.schema import ParityReport
+from resnet_export.runtime.parity.report.schema import Entry
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.progress import Progress, silent
 
-__all__ = ["compare_artifacts", "compare_layers", "with_layers"]
+__all__ = ["compare_artifacts", "compare_layers", "diagnose"]
 
 _BACKEND, _PROVIDER = "onnxruntime", "CPUExecutionProvider"
 _TABLE = "calibration.json"
@@ -99,44 +97,39 @@ def choose(manifest: Manifest, artifacts: Collection[str] | None) -> tuple[Artif
     return tuple(known[name] for name in dict.fromkeys(artifacts))
 
 
-def with_layers(
-    report: ParityReport,
+def diagnose(
     bundle: str | os.PathLike[str],
-    artifacts: Collection[str] | Literal["failed"] = "failed",
+    entries: Sequence[Entry],
+    artifacts: Collection[str],
     *,
     threads: int | None = None,
     progress: Progress = silent,
-) -> ParityReport:
-    """Return the report with the layers of `artifacts` in it, or of those that "failed" and may themselves be to blame.
+) -> tuple[tuple[Layerwise, ...], tuple[str, ...]]:
+    """Return the layers of `artifacts`, which failed in `entries`, and notes on what could not be compared.
 
     Where the fp32 graph itself is outside tolerance, the layers at which it and a sound artifact part are its own.
-    What cannot be compared is said in a note; artifacts asked for by name raise what `compare_artifacts` does.
     """
-    if artifacts != "failed":
-        found = compare_artifacts(bundle, artifacts, threads=threads, progress=progress)
-        return msgspec.structs.replace(report, layerwise=found)
-    failed = suspects(report)
-    if not failed:
-        return report
+    if not artifacts:
+        return (), ()
     manifest = read_manifest(bundle)
     source = _Source(bundle, manifest, read_golden(bundle).images, threads, progress)
     layerwise: list[Layerwise] = []
     notes: list[str] = []
-    for name in failed:
+    for name in artifacts:
         artifact = manifest.artifact(name)
         try:
             if _graph_of(manifest, artifact) == _fp32(manifest):
-                layerwise.append(source.compare_fp32(report, artifact))
+                layerwise.append(source.compare_fp32(entries, artifact))
             else:
-                layerwise.append(source.compare(artifact, notes=_elsewhere(report, name)))
+                layerwise.append(source.compare(artifact, notes=_elsewhere(entries, name)))
         except (ExportError, RequestError, DependencyError) as error:
             notes.append(f"the layers of {name} were not compared: {error}")
-    return msgspec.structs.replace(report, layerwise=tuple(layerwise), notes=(*report.notes, *notes))
+    return tuple(layerwise), tuple(notes)
 
 
-def _elsewhere(report: ParityReport, name: str) -> tuple[str, ...]:
+def _elsewhere(entries: Sequence[Entry], name: str) -> tuple[str, ...]:
     """Return the remark that an artifact fails only where its layers are not measured."""
-    entries = [entry for entry in report.entries if entry.artifact == name]
+    entries = [entry for entry in entries if entry.artifact == name]
     if not any(entry.passed and entry.provider == _PROVIDER for entry in entries):
         return ()
     failed = ", ".join(dict.fromkeys(entry.backend for entry in entries if not entry.passed))
@@ -171,12 +164,12 @@ class _Source:
             notes=notes,
         )
 
-    def compare_fp32(self, report: ParityReport, artifact: Artifact) -> Layerwise:
+    def compare_fp32(self, entries: Sequence[Entry], artifact: Artifact) -> Layerwise:
         """Compare the fp32 graph, which is outside tolerance, with the best artifact that is not."""
-        passing = {entry.artifact for entry in report.entries if entry.passed}
+        passing = {entry.artifact for entry in entries if entry.passed}
         if artifact.name in passing:
             raise ExportError("the graph itself is sound, since another backend runs it within tolerance")
-        passing -= {entry.artifact for entry in report.entries if not entry.passed}
+        passing -= {entry.artifact for entry in entries if not entry.passed}
         sound = [one for one in self.manifest.artifacts if one.name in passing and one.kind == "onnx"]
         if not sound:
             raise ExportError("no other artifact is within tolerance, with which it could be compared")

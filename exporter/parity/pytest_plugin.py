@@ -27,8 +27,8 @@ class Parity:
     def check(self, bundle: str | os.PathLike[str], **options: Any) -> ParityReport:
         """Check a bundle, fail the test unless every artifact that ran is within tolerance, and return the report.
 
-        `options` are those of `resnet_export.exporter.parity.check.check_parity`: `data`, `artifacts`, `backends`,
-        `max_drop`, `min_agreement`, `tolerances`, `reference`, `weights`, `limit`, `layers` and the others.
+        `options` are the fields of `resnet_export.runtime.parity.ParitySpec`, or a whole one as `spec`, and what
+        `resnet_export.exporter.parity.check.check_parity` takes besides.
 
         A verdict of "unverified", where nothing could run, fails the test too. A wrong request or a damaged bundle
         raises what `check_parity` raises.

@@ -7,7 +7,6 @@ come from outside. What a section needs and does not have is said in a sentence 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from resnet_export.runtime.parity.criteria.evaluate import MIN_ACCURACY, Criteri
 from resnet_export.runtime.parity.measure.comparison import KEPT_FLIPS
 from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
 from resnet_export.runtime.parity.report.text import details, weights
-from resnet_export.runtime.parity.spec import IN_PLACE
 
 HISTOGRAMS = 6
 """Tensors whose histogram is shown: those that 8 bits fit worst."""
@@ -72,7 +70,9 @@ def render(report: ParityReport, material: Material | None = None) -> bytes:
             columns=columns(rows),
             rows=rows,
             judged=judged(report),
-            details={title: items for title, items in details(report) if title in {"Notes", "Not run"}},
+            details={
+                title: items for title, items in details(report) if title in {"INT8", "Notes", "Not run"}
+            },
             stages=stage_charts(report),
             layers=layer_charts(report),
             proportions=proportion_charts(report),
@@ -85,7 +85,7 @@ def render(report: ParityReport, material: Material | None = None) -> bytes:
             flip_count=flips_in_all(report),
             shown=SHOWN,
             kept_flips=KEPT_FLIPS,
-            command=command(report, known),
+            command=command(report),
         )
     return page.encode("utf-8", "backslashreplace")
 
@@ -284,36 +284,17 @@ def _share(share: float) -> str:
     return "none" if share <= 0 else f"{100 * share:.2g} %"
 
 
-def command(report: ParityReport, material: Material) -> str:
+def command(report: ParityReport) -> str:
     """Return the command that makes this check again.
 
     `BUNDLE` stands for the bundle's folder, `CHECKPOINT` and `LIMITS` for files that the report does not name.
     """
-    asked = report.asked
-    words = ["resnet-export", "parity", "BUNDLE"]
-    options: Mapping[str, object] = {
-        "--data": asked.data,
-        "--max-drop": asked.max_drop,
-        "--min-agreement": asked.min_agreement,
-        "--min-accuracy": asked.min_accuracy,
-        "--limit": asked.limit,
-        "--seed": material.seed if asked.seed is None else asked.seed,
-        "--tolerance": "LIMITS" if asked.tolerances == IN_PLACE else asked.tolerances,
-    }
-    for name in asked.artifacts or ():
-        words += ["--artifact", name]
-    for name in asked.backends or ():
-        words += ["--backend", name]
-    for option, value in options.items():
-        if value is not None:
-            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
-    if asked.reference != "onnx":
-        words += ["--reference", asked.reference]
-        # Weights that are fetched or drawn are given as no file; a report of another time may not say.
-        if asked.weights is not None or report.bundle.weights.source == "file":
-            words += ["--weights", asked.weights or "CHECKPOINT"]
-    for name in asked.layers or ():
-        words += ["--layers", name]
-    if asked.layers == ():
-        words.append("--no-layers")
+    words = ["resnet-export", "parity", "BUNDLE", *report.asked.arguments()]
+    # Weights that are fetched or drawn are given as no file; a report of a Python caller's network may not say.
+    if (
+        report.asked.reference != "onnx"
+        and report.asked.weights is None
+        and report.bundle.weights.source == "file"
+    ):
+        words += ["--weights", "CHECKPOINT"]
     return shlex.join([*words, "--html", "parity.html"])

@@ -61,8 +61,7 @@ class Material:
     """Everything on the page that is not in the report.
 
     `choice` says which ranges of `table` the INT8 graphs have.
-    `crops` are uint8 [H, W, 3], RGB. `seed` is that of the draw from the data, None where no draw was made. What
-    is missing is left empty, and the page says so in its place.
+    `crops` are uint8 [H, W, 3], RGB. What is missing is left empty, and the page says so in its place.
     """
 
     labels: tuple[str, ...] = ()
@@ -71,7 +70,6 @@ class Material:
     table: CalibrationTable | None = None
     choice: PlanSummary | None = None
     crops: Mapping[ImageKey, NDArray[np.uint8]] = field(default_factory=dict)
-    seed: int | None = None
 
 
 def read_recorded(bundle: str | os.PathLike[str]) -> Recorded:
@@ -92,12 +90,11 @@ def gather(
     report: ParityReport,
     *,
     data: str | os.PathLike[str] | None = None,
-    seed: int = 0,
     recorded: Recorded | None = None,
 ) -> Material:
     """Read what the page of `report` shows from the bundle that was checked, and from the data it was checked on.
 
-    `data` and `seed` are those that the check was given; `recorded` is what `read_recorded` found before it, by
+    `data` is what the check was given; `recorded` is what `read_recorded` found before it, by
     default read now. An image that cannot be read any more is left out; the page shows its row without a picture.
 
     Raises BundleError when the bundle is not the one that the report is about, and what reading a bundle raises.
@@ -118,8 +115,7 @@ def gather(
         provenance=manifest.provenance,
         table=recorded.table,
         choice=recorded.choice if report.int8 is None else report.int8.plan,
-        crops=_golden_crops(bundle, keys) | _data_crops(report, keys, data, manifest, seed),
-        seed=seed if data is not None and report.asked.limit is not None else None,
+        crops=_golden_crops(bundle, keys) | _data_crops(report, keys, data, manifest),
     )
 
 
@@ -178,7 +174,6 @@ def _data_crops(
     keys: tuple[ImageKey, ...],
     data: str | os.PathLike[str] | None,
     manifest: Manifest,
-    seed: int,
 ) -> dict[ImageKey, NDArray[np.uint8]]:
     wanted = {key for key in keys if key.images == "data"}
     if data is None or not wanted:
@@ -192,7 +187,7 @@ def _data_crops(
                 data,
                 preprocessing=manifest.preprocessing,
                 limit=report.asked.limit,
-                seed=seed,
+                seed=report.asked.seed,
                 labels=manifest.labels,
                 num_classes=count,
             ).names

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from resnet_export.runtime.parity.measure.comparison import Batch
     from resnet_export.runtime.parity.report import junit, markdown, text
     from resnet_export.runtime.parity.report.schema import ParityReport, decode_report, encode_report
+    from resnet_export.runtime.parity.spec import ParitySpec
 
 __all__ = [
     "Batch",
     "ParityReport",
+    "ParitySpec",
     "decode_report",
     "encode_report",
     "junit",
@@ -37,6 +39,7 @@ __all__ = [
 _HOME = {
     "Batch": "measure.comparison",
     "ParityReport": "report.schema",
+    "ParitySpec": "spec",
     "decode_report": "report.schema",
     "encode_report": "report.schema",
     "parse_overrides": "criteria.tolerances",

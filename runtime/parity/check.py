@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -19,22 +20,18 @@ from resnet_export.runtime.backends import ROUTES
 from resnet_export.runtime.bundle.golden import EAGER, read_golden
 from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.errors import BundleError, NoBackendError, RequestError
-from resnet_export.runtime.parity.attribution.diagnosis import blame, hint
-from resnet_export.runtime.parity.criteria.tolerances import (
-    GivenLimits,
-    Overrides,
-    checked_overrides,
-    loosened,
-)
+from resnet_export.runtime.parity.attribution.diagnosis import blame, hint, suspects
+from resnet_export.runtime.parity.attribution.layers import Layerwise
+from resnet_export.runtime.parity.criteria.tolerances import loosened, overrides_of
 from resnet_export.runtime.parity.data_check import ADD_EAGER, check_data, inputs
 from resnet_export.runtime.parity.golden_check import Limits, Subject, check_golden, require_same
 from resnet_export.runtime.parity.measure.comparison import ImageBatch, Runner
 from resnet_export.runtime.parity.measure.metrics import varies
 from resnet_export.runtime.parity.plan import Plan, is_reference, plan
 from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, check_preprocessing
-from resnet_export.runtime.parity.report.schema import Asked, ParityReport, identity, summarize
-from resnet_export.runtime.parity.spec import ask, check_path
-from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.parity.report.schema import Entry, ParityReport, identity, summarize
+from resnet_export.runtime.parity.report.search_report import SearchReport
+from resnet_export.runtime.parity.spec import BATCHES, ParitySpec, as_spec, check_path, quoted
 from resnet_export.runtime.progress import Progress, silent
 from resnet_export.runtime.select.host import HostFacts, probe
 
@@ -42,97 +39,54 @@ from resnet_export.runtime.select.host import HostFacts, probe
 _FEW_CLASSES = 3
 
 
+CompareLayers = Callable[[Sequence[Entry], tuple[str, ...]], tuple[tuple[Layerwise, ...], tuple[str, ...]]]
+"""From the entries, and the artifacts among them that may cause what failed, to compared layers and notes."""
+
+
 def run_parity(
     bundle: str | os.PathLike[str],
+    spec: ParitySpec | None = None,
     *,
-    data: Iterable[ImageBatch] | None = None,
-    data_name: str = "validation images",
-    artifacts: Collection[str] | None = None,
-    backends: Collection[str] | None = None,
-    precisions: Collection[Precision] | None = None,
+    batches: Iterable[ImageBatch] | None = None,
     eager: Runner | None = None,
-    max_drop: float | None = None,
-    min_agreement: float | None = None,
-    min_accuracy: float | None = None,
-    tolerances: GivenLimits | None = None,
-    limit: int | None = None,
+    compare_layers: CompareLayers | None = None,
+    search: SearchReport | None = None,
+    times: Mapping[str, Any] | None = None,
     full_batches_known: Collection[str] = (),
-    threads: int | None = None,
+    notes: Callable[[], Iterable[str]] = tuple,
     progress: Progress = silent,
+    **options: Any,
 ) -> ParityReport:
-    """Check the bundle in the folder `bundle` on this host.
+    """Check the bundle in the folder `bundle` on this host, and return the complete report.
 
     Args:
-        data: validation images in batches, consumed once, as they come: `images` are crops, uint8 [N, H, W, 3] RGB,
-            as `preprocess.load` cuts them, `labels` class indices or None.
-        data_name: what reports call these images.
-        artifacts, backends, precisions: restrict the runs; None means all, each artifact in its own precision.
-        eager: the reference for `data`: takes what the artifacts take and returns logits [N, classes]. By default
+        spec: what is asked for.
+        batches: the validation images, consumed once, as they come: `images` are crops, uint8 [N, H, W, 3] RGB,
+            as `preprocess.load` cuts them, `labels` class indices or None. `spec.data` is what reports call them.
+        eager: the reference for `batches`: takes what the artifacts take and returns logits [N, classes]. By default
             the fp32 graph is the reference.
-        max_drop: the accuracy drop in percentage points that is still in order; needs labeled `data`.
-        min_agreement: the top-1 agreement in percent that is demanded on `data`, or on the golden images without.
-        min_accuracy: the top-1 accuracy in percent that is demanded of every run, the reference included; needs
-            labeled `data`.
-        tolerances: limits that replace the bundle's: {"fp16": {"centered_cosine": 0.9995}}, or what `parse_overrides`
-            returns.
-        limit: use at most that many images of `data`.
+        compare_layers: compares the layers that `spec.layers` asks for; without, none are compared.
+        search: the report of the search that made the INT8 graphs, which the report then holds.
+        times: further entries of the report's `times`.
         full_batches_known: artifacts whose full batches somebody compared already, as an export does after each
             step; they are not run again.
-        threads: CPU threads of each backend; by default the backend decides.
+        notes: called after the last image, for what stands in the report's notes besides.
+        options: fields of `spec` by name, in place of its own: `run_parity(bundle, artifacts=["fp16"])`.
 
     A run that a backend refuses or that fails half-way is an entry with an error, and has not passed; a run
     that this host cannot make is listed as skipped with its reason.
 
     Raises:
-        RequestError: an option is wrong, or cannot be held to anything that would run; DatasetError: `data` is empty,
-            or its labels are missing or wrong.
+        RequestError: an option is wrong, or cannot be held to anything that would run; DatasetError: there is no
+            validation image, or labels are missing or wrong.
         BundleError, SchemaError, IntegrityError: the bundle cannot be read, is not what was exported, or was
             replaced during the check.
-        NoBackendError: `data` was given, and no fp32 graph runs here that it could be compared with.
+        NoBackendError: `batches` were given, and no fp32 graph runs here that they could be compared with.
     """
     check_path("bundle", bundle, "a bundle's folder")
-    asked = ask(
-        data=data,
-        data_name=data_name,
-        artifacts=artifacts,
-        backends=backends,
-        precisions=precisions,
-        eager=eager,
-        max_drop=max_drop,
-        min_agreement=min_agreement,
-        min_accuracy=min_accuracy,
-        tolerances=tolerances,
-        limit=limit,
-        threads=threads,
-    )
-    overrides = {} if tolerances is None else checked_overrides(tolerances)
-    return run_asked(
-        bundle,
-        asked,
-        overrides,
-        data=data,
-        eager=eager,
-        full_batches_known=frozenset(full_batches_known),
-        threads=threads,
-        progress=progress,
-    )
-
-
-def run_asked(
-    bundle: str | os.PathLike[str],
-    asked: Asked,
-    overrides: Overrides,
-    *,
-    data: Iterable[ImageBatch] | None,
-    eager: Runner | None,
-    full_batches_known: frozenset[str] = frozenset(),
-    threads: int | None,
-    progress: Progress,
-) -> ParityReport:
-    """Make the check that `asked` describes, as `run_parity` does, which says what the rest means and what is raised.
-
-    `asked` and `overrides` were found to be in order (`request.ask`, `tolerances.checked_overrides`).
-    """
+    spec = _spec(spec, options, batches, eager, compare_layers)
+    overrides = overrides_of(spec.tolerances)
+    asked = spec.printable()
     started, clock = datetime.now(UTC), time.perf_counter()
     manifest = read_manifest(bundle)
     golden = read_golden(bundle)
@@ -141,7 +95,7 @@ def run_asked(
         raise BundleError("the recorded eager logits hold NaN or infinity; export the bundle again")
     host = probe()
     planned = plan(manifest, host, asked)
-    if asked.data is not None and eager is None and not any(map(is_reference, planned.runs)):
+    if batches is not None and eager is None and not any(map(is_reference, planned.runs)):
         raise NoBackendError(
             f"{asked.data} need the fp32 graph to be compared with, and nothing on this host runs it; install a "
             "backend that does (pip install 'resnet-export[cpu]'), or leave the data out"
@@ -158,23 +112,25 @@ def run_asked(
         asked,
         overrides,
         input_differs=not normalized,
-        full_batches_known=full_batches_known,
+        full_batches_known=frozenset(full_batches_known),
     )
-    stream = None if data is None else inputs(data, limits)
+    stream = None if batches is None else inputs(batches, limits)
 
     with ExitStack() as stack:
         subjects = tuple(
-            check_golden(bundle, run, limits, host, threads, stack, keep=stream is not None)
+            check_golden(bundle, run, limits, host, spec.threads, stack, keep=stream is not None)
             for run in progress(planned.runs, "golden images", len(planned.runs))
         )
-        notes = _notes(limits, subjects)
+        said = _notes(limits, subjects)
         if stream is not None:
-            batches = progress(stream, "validation images")
-            subjects, remarks = check_data(subjects, batches, limits, eager)
-            notes += remarks
+            subjects, remarks = check_data(subjects, progress(stream, "validation images"), limits, eager)
+            said += remarks
     entries = tuple(subject.entry for subject in subjects)
     logits = {subject.entry.key: subject.golden for subject in subjects if subject.golden is not None}
     stage = blame(entries, drift, varies=varies(golden.logits[EAGER]))
+    layerwise, unmeasured = (
+        ((), ()) if compare_layers is None else compare_layers(entries, suspects(entries, drift, stage))
+    )
     return ParityReport(
         schema=1,
         bundle=identity(manifest),
@@ -182,11 +138,13 @@ def run_asked(
         entries=entries,
         skipped=planned.skipped,
         unverified=planned.unverified,
-        notes=notes,
+        notes=(*said, *notes(), *unmeasured),
         verdict=summarize(
             entries, planned.unverified, planned.unmet, drift, stage, hint(stage, entries, drift, logits)
         ),
         preprocessing=drift,
+        int8=search,
+        layerwise=layerwise,
         versions=_versions(host, {entry.backend for entry in entries}),
         times={
             "started": started.isoformat(timespec="seconds"),
@@ -196,11 +154,54 @@ def run_asked(
                 for subject in subjects
                 if subject.runner is not None
             },
+            **(times or {}),
         },
     )
 
 
-def _require_comparison(asked: Asked, planned: Plan) -> None:
+def _spec(
+    spec: ParitySpec | None,
+    options: Mapping[str, Any],
+    batches: object,
+    eager: object,
+    compare_layers: CompareLayers | None,
+) -> ParitySpec:
+    """Return what is asked for, found to go with what was given beside it."""
+    if batches is not None and (
+        isinstance(batches, str | bytes | os.PathLike) or not isinstance(batches, Iterable)
+    ):
+        raise RequestError(
+            f"batches is {quoted(batches)}, expected batches of crops; "
+            "resnet_export.exporter.parity.check.check_parity takes paths, as data"
+        )
+    if eager is not None and not callable(eager):
+        raise RequestError(
+            f"eager is {quoted(eager)}, expected a function that takes a batch and returns logits"
+        )
+    beside = {} if batches is None or (spec and spec.data is not None) else {"data": BATCHES}
+    beside |= {} if eager is None else {"reference": "eager"}
+    found = as_spec(spec, beside | dict(options))
+    if found.data is not None and batches is None:
+        raise RequestError(
+            f"data is {quoted(found.data)}, and no batches were given; "
+            "resnet_export.exporter.parity.check.check_parity opens paths"
+        )
+    if found.reference == EAGER and eager is None:
+        raise RequestError(
+            "the reference is eager, and no eager network was given; resnet_export.exporter.parity.check.check_parity "
+            "builds it"
+        )
+    if compare_layers is not None:
+        return found
+    if found.layers not in ("failed", "none"):
+        raise RequestError(
+            f"layers is {quoted(found.layers)}, and nothing was given that compares them; "
+            "resnet_export.exporter.parity.check.check_parity does"
+        )
+    return as_spec(found, {"layers": "none"})
+
+
+def _require_comparison(asked: ParitySpec, planned: Plan) -> None:
     """Refuse limits on validation images through which the reference alone would go: nothing would be held to them.
 
     What was asked for by name and does not run is left to the verdict, which says so.

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_export.runtime.errors import BackendError, DatasetError
+from resnet_export.runtime.errors import BackendError, DatasetError, RequestError
 from resnet_export.runtime.parity.criteria.evaluate import (
     Criterion,
     accuracy_drop,
@@ -28,7 +28,7 @@ from resnet_export.runtime.parity.measure.comparison import Batch, Comparison, I
 from resnet_export.runtime.parity.measure.metrics import SAME
 from resnet_export.runtime.parity.plan import is_reference
 from resnet_export.runtime.parity.report.schema import Check
-from resnet_export.runtime.parity.spec import check_batch
+from resnet_export.runtime.parity.spec import quoted
 from resnet_export.runtime.preprocess import to_input
 
 ADD_EAGER = "--reference eager (with --weights, if the bundle is of a checkpoint)"
@@ -74,7 +74,7 @@ def inputs(data: Iterable[ImageBatch], limits: Limits) -> Iterator[ImageBatch]:
 def _limited(data: Iterable[ImageBatch], limit: int | None, side: int) -> Iterator[ImageBatch]:
     left = math.inf if limit is None else limit
     for batch in data:
-        check_batch(batch, side)
+        _check_batch(batch, side)
         count = len(batch.images)
         if count > left:
             keep = int(left)
@@ -86,6 +86,25 @@ def _limited(data: Iterable[ImageBatch], limit: int | None, side: int) -> Iterat
         left -= count
         if not left:
             return
+
+
+def _check_batch(batch: Any, side: int) -> None:
+    """Raise RequestError unless `batch` is an `ImageBatch` of crops, uint8 [n, side, side, 3]."""
+    if not all(hasattr(batch, name) for name in ("images", "labels", "names")):
+        raise RequestError(
+            f"the batches hold {quoted(batch)}, expected batches with images, labels and names, such as "
+            "resnet_export.runtime.parity.Batch"
+        )
+    images = batch.images
+    if not isinstance(images, np.ndarray):
+        raise RequestError(
+            f"the images of a batch are {quoted(images)}, expected uint8 [n, {side}, {side}, 3]"
+        )
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
+        raise RequestError(
+            f"the images of a batch are {images.dtype} {list(images.shape)}, expected crops, uint8 "
+            f"[n, {side}, {side}, 3]; resnet_export.runtime.preprocess.load makes them"
+        )
 
 
 def check_data(

@@ -37,7 +37,8 @@ from resnet_export.runtime.parity.criteria.tolerances import (
 from resnet_export.runtime.parity.measure.comparison import Runner, compare, printable
 from resnet_export.runtime.parity.measure.metrics import distance, relative_error
 from resnet_export.runtime.parity.plan import Run
-from resnet_export.runtime.parity.report.schema import Asked, Check, Entry
+from resnet_export.runtime.parity.report.schema import Check, Entry
+from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision, Tolerance
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.host import HostFacts
@@ -79,7 +80,7 @@ class Limits:
 
     manifest: Manifest
     golden: Golden
-    asked: Asked
+    asked: ParitySpec
     overrides: Overrides
     input_differs: bool = False
     full_batches_known: frozenset[str] = frozenset()

@@ -11,7 +11,8 @@ from typing import Literal
 
 from resnet_export.runtime.backends import ROUTES, Route, find_route
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest
-from resnet_export.runtime.parity.report.schema import Asked, Skipped
+from resnet_export.runtime.parity.report.schema import Skipped
+from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.choice import Considered, SessionSpec
 from resnet_export.runtime.select.host import HostFacts
@@ -48,7 +49,7 @@ class Plan:
     unmet: tuple[str, ...]
 
 
-def plan(manifest: Manifest, host: HostFacts, asked: Asked, routes: tuple[Route, ...] = ROUTES) -> Plan:
+def plan(manifest: Manifest, host: HostFacts, asked: ParitySpec, routes: tuple[Route, ...] = ROUTES) -> Plan:
     """Return what to run.
 
     Without `asked.precisions`, each artifact runs in its own precision; coarser arithmetic that a backend
@@ -104,7 +105,7 @@ def is_reference(run: Run) -> bool:
     )
 
 
-def _asked_for(item: Considered, artifact: Artifact, asked: Asked) -> bool:
+def _asked_for(item: Considered, artifact: Artifact, asked: ParitySpec) -> bool:
     precisions = asked.precisions or (artifact.precision,)
     return (
         (asked.artifacts is None or item.artifact in asked.artifacts)

@@ -242,8 +242,8 @@ class Lab:
         with case.patch():
             return run_parity(
                 case.bundle,
-                data=self._data(case, count) if count else None,
-                data_name=f"held-out {self.task.title}",
+                batches=self._data(case, count) if count else None,
+                data=f"held-out {self.task.title}" if count else None,
                 backends=["onnxruntime"],
                 threads=self.threads,
             )

@@ -12,7 +12,7 @@ from resnet_export.runtime.parity.attribution.stages import BACKEND
 from resnet_export.runtime.parity.criteria.evaluate import LABEL_CRITERIA, MIN_ACCURACY, Criterion
 from resnet_export.runtime.parity.measure.metrics import relative_error
 from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, PREPROCESSING, advice
-from resnet_export.runtime.parity.report.schema import Entry, ParityReport
+from resnet_export.runtime.parity.report.schema import Entry
 
 LABELS = "labels"
 CHECKPOINT = "checkpoint"
@@ -53,19 +53,19 @@ def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varie
     return next((stage for stage in largest if stage is not None), None)
 
 
-def suspects(report: ParityReport) -> tuple[str, ...]:
+def suspects(
+    entries: Sequence[Entry], preprocessing: Sequence[Criterion], stage: str | None
+) -> tuple[str, ...]:
     """Return the artifacts whose layers may show what failed, in the order of the report.
 
-    Empty where something else is to blame: the labels of validation images, a network that ignores its input, or a
-    host that normalizes otherwise than the export, which spoils every artifact alike.
+    `stage` is what `blame` named. Empty where something else is the cause: the labels of validation images, a network
+    that ignores its input, or a host that normalizes otherwise than the export, which spoils every artifact alike.
     """
-    normalized = all(criterion.passed for criterion in report.preprocessing if criterion.name == NORMALIZE)
-    if not normalized and all(_left_the_record(entry) for entry in report.entries):
+    normalized = all(criterion.passed for criterion in preprocessing if criterion.name == NORMALIZE)
+    if stage == CHECKPOINT or (not normalized and all(_left_the_record(entry) for entry in entries)):
         return ()
-    if report.verdict.stage == CHECKPOINT:
-        return ()
-    beside = _beside_artifacts(report.entries)
-    return tuple(dict.fromkeys(entry.artifact for entry in report.entries if _artifact_failed(entry, beside)))
+    beside = _beside_artifacts(entries)
+    return tuple(dict.fromkeys(entry.artifact for entry in entries if _artifact_failed(entry, beside)))
 
 
 def hint(

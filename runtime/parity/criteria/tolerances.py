@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -139,6 +140,20 @@ def checked_overrides(given: GivenLimits, name: str = "tolerances") -> dict[Prec
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise _not_understood(name, "a mapping", error) from error
     return found
+
+
+def overrides_of(given: str | Mapping[Precision, Override] | None) -> Overrides:
+    """Return the limits that `ParitySpec.tolerances` asks for, read from the file that it names.
+
+    Raises RequestError when the file cannot be read, or is not understood.
+    """
+    if given is None or not isinstance(given, str):
+        return given or {}
+    try:
+        data = Path(given).read_bytes()
+    except OSError as error:
+        raise RequestError(f"the tolerance file {given} cannot be read: {error.strerror}") from error
+    return parse_overrides(data, given)
 
 
 def loosened(

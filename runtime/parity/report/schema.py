@@ -10,12 +10,13 @@ from typing import Any, Literal
 import msgspec
 
 from resnet_export.runtime.bundle.manifest import Manifest, Struct, Verdict, WeightsInfo
-from resnet_export.runtime.errors import SchemaError
+from resnet_export.runtime.errors import RequestError, SchemaError
 from resnet_export.runtime.parity.attribution.layers import Layerwise
 from resnet_export.runtime.parity.attribution.stages import Attribution
 from resnet_export.runtime.parity.criteria.evaluate import Criterion, images_short, resolves, unresolved
 from resnet_export.runtime.parity.measure.comparison import Comparison
 from resnet_export.runtime.parity.report.search_report import SearchReport
+from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision, Tolerance
 
 REPORT_SCHEMA = 1
@@ -37,33 +38,10 @@ class BundleIdentity(Struct, frozen=True):
     notices: tuple[str, ...]
 
 
-class Asked(Struct, frozen=True):
-    """What was asked of the check. None: not asked for. `data` says in words what the validation images are.
-
-    `seed` is that of the draw that `limit` makes from a path. `tolerances` is the file that limits came from, or says
-    that they came without one; `weights` is the checkpoint's. `layers` are the artifacts whose layers were asked
-    for, "all" among them, none when layers were not to be compared, and None for those of what fails.
-    """
-
-    artifacts: tuple[str, ...] | None = None
-    backends: tuple[str, ...] | None = None
-    precisions: tuple[Precision, ...] | None = None
-    data: str | None = None
-    reference: str = "onnx"
-    limit: int | None = None
-    max_drop: float | None = None
-    min_agreement: float | None = None
-    min_accuracy: float | None = None
-    seed: int | None = None
-    tolerances: str | None = None
-    layers: tuple[str, ...] | None = None
-    weights: str | None = None
-
-
 class Check(Struct, frozen=True):
     """One artifact on one backend against one reference on one set of images.
 
-    `images` is "golden" or "data"; `reference` is "eager" for the golden images, and what `Asked.reference`
+    `images` is "golden" or "data"; `reference` is "eager" for the golden images, and what `ParitySpec.reference`
     says for data; `reference_error` is then the reference's own relative error against eager on the golden
     images. `batches` are the sizes of the full batches that golden images were run in once more.
     """
@@ -170,7 +148,7 @@ class ParityReport(Struct, frozen=True):
 
     schema: Literal[1]
     bundle: BundleIdentity
-    asked: Asked
+    asked: ParitySpec
     entries: tuple[Entry, ...]
     skipped: tuple[Skipped, ...]
     unverified: tuple[str, ...]
@@ -350,7 +328,7 @@ def decode_report(data: bytes) -> ParityReport:
     """Read `report.json`. Raises SchemaError."""
     try:
         return msgspec.json.decode(data, type=ParityReport)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RequestError) as error:
         raise SchemaError(
             f"the report is not understood ({error}); this version reads schema {REPORT_SCHEMA}: "
             "run the check again"

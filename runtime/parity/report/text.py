@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from resnet_export.runtime.parity.attribution.layers import titled
 from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport, describe
+from resnet_export.runtime.parity.report.search_text import sentences
 
 HEADERS = (
     "artifact",
@@ -67,6 +68,7 @@ def details(report: ParityReport) -> Iterator[tuple[str, list[str]]]:
         ("Outside tolerance", _failures(report)),
         ("Where the error arises", (found.sentence for found in attributions if found)),
         ("Layers", _layers(report)),
+        ("INT8", () if report.int8 is None else sentences(report.int8)),
         ("Notes", _notes(report)),
         ("Not run", _skipped(report)),
     ):

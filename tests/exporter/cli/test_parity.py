@@ -6,13 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from resnet_export.exporter.cli import cli
+from resnet_export.exporter.cli import cli, parity
 from resnet_export.exporter.parity import check as gate
+from resnet_export.runtime.parity import ParitySpec
 from tests import parity_bundle
 from tests.parity_bundle import crops
 from tests.tiny_bundle import CLASSES, FP16, FP32
@@ -132,44 +134,33 @@ def test_options_that_contradict_each_other_are_refused(run: Run) -> None:
     assert_refused(run("--max-drop", 1), "without data")
 
 
-def test_every_option_reaches_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, object] = {}
+def test_every_option_of_the_command_is_in_the_spec_that_reaches_the_check(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the arguments that the spec itself says it was made of."""
+    seen: list[ParitySpec] = []
     check = gate.check_parity
 
-    def spy(bundle: Path, **options: object) -> object:
-        seen.update(options)
+    def spy(bundle: Path, spec: ParitySpec, **options: object) -> object:
+        seen.append(spec)
         return check(bundle, backends=["onnxruntime"])
 
     monkeypatch.setattr("resnet_export.exporter.cli.parity.check_parity", spy)
     Path("limits.json").write_text("{}")
-    options = "--data d.npz --artifact fp16 --max-drop 1 --min-agreement 90 --tolerance limits.json --limit 7 --seed 3"
-    done = run(
-        *options.split(),
-        "--min-accuracy",
-        80,
-        "--reference",
-        "eager",
-        "--weights",
-        "w.pth",
-        "--layers",
-        "fp16",
+    flags = {option.opts[0] for option in parity.command.params if isinstance(option, click.Option)}
+    words = (
+        "--artifact fp16 --artifact fp32 --backend onnxruntime --data d.npz --reference eager --weights w.pth "
+        "--limit 7 --seed 3 --max-drop 0.5 --min-agreement 90 --min-accuracy 80 --tolerance limits.json --layers fp16"
     )
-    assert done.exit_code == 0, done.output
-    assert seen.pop("progress")
-    assert seen == {
-        "data": Path("d.npz"),
-        "artifacts": ("fp16",),
-        "backends": ("onnxruntime",),
-        "max_drop": 1.0,
-        "min_agreement": 90.0,
-        "min_accuracy": 80.0,
-        "tolerances": Path("limits.json"),
-        "reference": "eager",
-        "weights": Path("w.pth"),
-        "layers": ("fp16",),
-        "limit": 7,
-        "seed": 3,
+    given = words.split()
+    assert flags - {"--json", "--junit", "--markdown", "--html", "--quiet", "--debug"} <= {
+        *given,
+        "--no-layers",
     }
+    done = run(*given)
+    assert done.exit_code == 0, done.output
+    assert run("--no-layers").exit_code == 0
+    assert [list(spec.arguments()) for spec in seen] == [given, ["--backend", "onnxruntime", "--no-layers"]]
 
 
 def test_the_reports_agree(run: Run) -> None:

@@ -20,7 +20,7 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-from resnet_export.calibration.data.dataset import DatasetWarning
+from resnet_export.calibration.data.dataset import DatasetWarning, open_dataset
 from resnet_export.calibration.improve.channel_scaling import rescale
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.table import Factors, encode_table
@@ -28,9 +28,9 @@ from resnet_export.calibration.quantize.plan import Equalization, QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter import report as html
-from resnet_export.exporter.debug.layerwise import compare_artifacts, with_layers
+from resnet_export.exporter.debug.layerwise import compare_artifacts, diagnose
 from resnet_export.exporter.models.zoo import PublishedWeights
-from resnet_export.exporter.parity.check import check_parity, open_data
+from resnet_export.exporter.parity.check import check_parity
 from resnet_export.exporter.parity.eager import eager_reference
 from resnet_export.runtime.bundle.golden import EAGER, read_golden
 from resnet_export.runtime.bundle.manifest import (
@@ -45,6 +45,7 @@ from resnet_export.runtime.bundle.manifest import (
 )
 from resnet_export.runtime.errors import CheckpointError, DatasetError, DependencyError, RequestError
 from resnet_export.runtime.parity.attribution.diagnosis import suspects
+from resnet_export.runtime.parity.criteria.tolerances import Override
 from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import ParityReport, decode_report, encode_report
 from resnet_export.runtime.precision import Precision
@@ -164,7 +165,7 @@ def test_a_fault_of_one_backend_alone_is_said_to_be_elsewhere(resnet18_bundle: P
         msgspec.structs.replace(entry, error="failed while running") if entry.backend == "openvino" else entry
         for entry in report.entries
     )
-    (found,) = with_layers(msgspec.structs.replace(report, entries=entries), resnet18_bundle).layerwise
+    (found,), _ = diagnose(resnet18_bundle, entries, ["fp16"])
     assert found.first is None
     assert found.notes == ("it fails on openvino and not on onnxruntime, where its layers were measured",)
 
@@ -346,9 +347,12 @@ def test_the_eager_reference_needs_torch_to_be_importable(
 
 
 def test_a_path_is_opened_as_the_bundle_preprocesses(resnet18_bundle: Path, data: Path) -> None:
-    batches = list(open_data(resnet18_bundle, data, limit=5))
-    assert sum(len(batch.images) for batch in batches) == 5
-    assert all(batch.images.shape[1:] == (SIZE, SIZE, 3) for batch in batches)
+    report = check_parity(
+        resnet18_bundle, data=data, limit=5, artifacts=["fp16"], backends=["onnxruntime"], threads=1
+    )
+    check = report.entries[-1].check("data")
+    assert check is not None
+    assert check.comparison.figures.images == 5
 
 
 def test_an_empty_folder_is_refused(resnet18_bundle: Path, tmp_path: Path) -> None:
@@ -434,7 +438,7 @@ def test_images_that_cannot_be_read_are_warned_of_and_counted_in_every_output(
     folder = pictures(tmp_path / "photos")
     (folder / "05.png").write_bytes(b"no picture")
     with pytest.warns(DatasetWarning, match="1 of 24 images"):
-        report = check_parity(tiny, data=folder, data_name="photos", backends=["onnxruntime"], threads=1)
+        report = check_parity(tiny, data=folder, backends=["onnxruntime"], threads=1)
     assert report.exit_code == 0
     check = report.entries[1].check("data")
     assert check is not None
@@ -465,17 +469,17 @@ def test_how_folders_of_other_names_were_taken_stands_in_the_notes(tiny: Path, t
     data = pictures(tmp_path / "photos", 60, ("a", "b", "c", "d", "e"))
     assert len(list(data.iterdir())) == len(LABELS)
     with pytest.warns(DatasetWarning):
-        report = check_parity(tiny, data=data, data_name="photos", backends=["onnxruntime"], threads=1)
+        report = check_parity(tiny, data=data, backends=["onnxruntime"], threads=1)
     assert report.exit_code == 0
     with pytest.warns(DatasetWarning) as caught:
-        list(open_data(tiny, data))
+        open_dataset(data, preprocessing=read_manifest(tiny).preprocessing, labels=LABELS)
     assert {str(one.message) for one in caught} <= set(report.notes)
 
 
 def test_all_layers_may_be_asked_for_by_the_commands_word(resnet18_bundle: Path) -> None:
     report = check_parity(resnet18_bundle, backends=["onnxruntime"], layers="all")
     assert [found.artifact for found in report.layerwise] == ["fp16"]
-    assert report.asked.layers == ("all",)
+    assert report.asked.layers == "all"
 
 
 @pytest.mark.parametrize(
@@ -486,8 +490,10 @@ def test_all_layers_may_be_asked_for_by_the_commands_word(resnet18_bundle: Path)
         ({"seed": "3", "data": "d"}, "seed is '3'"),
         ({"limit": "3", "data": "d"}, "limit is '3'"),
         ({"max_drop": "0.5", "data": "d"}, r"max_drop is '0\.5'"),
-        ({"data": 5}, "data is 5, expected batches"),
-        ({"data": ["a.jpg"]}, r"data hold 'a\.jpg'"),
+        ({"data": 5}, "data is 5, expected the path"),
+        ({"batches": ["a.jpg"]}, r"the batches hold 'a\.jpg'"),
+        ({"batches": 5}, "batches is 5, expected batches of crops"),
+        ({"max_dorp": 5}, "no option 'max_dorp' of a parity check; expected artifacts, "),
         ({"precisions": ["fp8"]}, "no precision 'fp8'"),
         ({"layers": 5}, "layers is 5, expected names"),
         ({"weights": 5}, "weights is 5, expected the path"),
@@ -513,7 +519,10 @@ def test_limits_in_place_of_a_file_are_what_the_file_says(tiny: Path, tmp_path: 
     options = {"artifacts": ["fp16"], "backends": ["onnxruntime"], "threads": 1, "layers": "none"}
     given, read = (check_parity(tiny, tolerances=one, **options) for one in (limits, file))  # type: ignore[arg-type]
     assert (given.exit_code, given.entries) == (1, read.entries)
-    assert (given.asked.tolerances, read.asked.tolerances) == ("limits in place of a file", str(file))
+    assert (given.asked.tolerances, read.asked.tolerances) == (
+        {Precision.FP16: Override(relative_error=1e-9)},
+        str(file),
+    )
 
 
 def test_the_report_says_what_was_asked_of_the_check(tiny: Path, tmp_path: Path) -> None:
@@ -522,9 +531,9 @@ def test_the_report_says_what_was_asked_of_the_check(tiny: Path, tmp_path: Path)
         tiny, data=data, limit=9, seed=3, layers="none", backends=["onnxruntime"], threads=1
     )
     read = decode_report(encode_report(report)).asked
-    assert (read.limit, read.seed, read.layers, read.tolerances, read.weights) == (9, 3, (), None, None)
+    assert (read.limit, read.seed, read.layers, read.tolerances, read.weights) == (9, 3, "none", None, None)
     plain = check_parity(tiny, backends=["onnxruntime"], threads=1).asked
-    assert (plain.seed, plain.layers) == (None, None)
+    assert (plain.seed, plain.layers) == (0, "failed")
 
 
 # Whose layers are worth a look
@@ -535,7 +544,7 @@ def test_labels_that_are_wrong_send_nobody_into_the_layers(tiny: Path, tmp_path:
     data = pictures(tmp_path / "photos", 120, turned)
     report = check_parity(tiny, data=data, backends=["onnxruntime"], threads=1)
     assert (report.exit_code, report.verdict.stage) == (1, "labels")
-    assert suspects(report) == ()
+    assert suspects(report.entries, report.preprocessing, report.verdict.stage) == ()
     assert report.layerwise == ()
     assert not any("layers" in note for note in report.notes)
 

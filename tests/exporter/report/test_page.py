@@ -19,7 +19,6 @@ from resnet_export.exporter.report.report_data import SHOWN, flipped
 from resnet_export.runtime.errors import BundleError
 from resnet_export.runtime.parity.measure.comparison import compare
 from resnet_export.runtime.parity.report.schema import Check, ParityReport, decode_report, encode_report
-from resnet_export.runtime.parity.spec import IN_PLACE
 from tests.parity_bundle import graph, write
 from tests.parity_page import archive, checked, damaged_bundle, table, with_layers
 from tests.tiny_bundle import FP16, FP32
@@ -319,22 +318,24 @@ def test_the_command_says_what_was_asked(report: ParityReport) -> None:
         artifacts=("int8",),
         backends=("openvino",),
         reference="eager",
+        seed=7,
+        layers="failed",
     )
-    page = render(msgspec.structs.replace(report, asked=asked), Material(seed=7))
+    page = render(msgspec.structs.replace(report, asked=asked), Material())
     assert (
-        "resnet-export parity BUNDLE --artifact int8 --backend openvino --data 'my photos' --max-drop 0.5 "
-        "--min-agreement 99 --limit 50 --seed 7 --reference eager --weights CHECKPOINT --html parity.html"
+        "resnet-export parity BUNDLE --artifact int8 --backend openvino --data 'my photos' --reference eager "
+        "--limit 50 --seed 7 --max-drop 0.5 --min-agreement 99 --weights CHECKPOINT --html parity.html"
     ) in read(page).text("provenance")
     more = msgspec.structs.replace(
         asked, seed=3, tolerances="my limits.json", layers=("fp16", "int8"), weights="my.pth", backends=None
     )
-    said = command(msgspec.structs.replace(report, asked=more), Material(seed=7))
+    said = command(msgspec.structs.replace(report, asked=more))
     assert said.endswith(
-        "--limit 50 --seed 3 --tolerance 'my limits.json' --reference eager --weights my.pth --layers fp16 "
-        "--layers int8 --html parity.html"
+        "--reference eager --weights my.pth --limit 50 --seed 3 --max-drop 0.5 --min-agreement 99 "
+        "--tolerance 'my limits.json' --layers fp16 --layers int8 --html parity.html"
     )
-    bare = msgspec.structs.replace(report.asked, data=None, layers=(), tolerances=IN_PLACE)
-    said = command(msgspec.structs.replace(report, asked=bare), Material())
+    bare = msgspec.structs.replace(report.asked, data=None, layers="none", tolerances={"fp16": {}})
+    said = command(msgspec.structs.replace(report, asked=bare))
     assert "--tolerance LIMITS" in said
     assert "--no-layers" in said
     assert "--seed" not in said

@@ -25,7 +25,7 @@ from resnet_export.runtime.errors import (
 from resnet_export.runtime.parity import check as gate
 from resnet_export.runtime.parity.check import run_parity
 from resnet_export.runtime.parity.criteria.evaluate import Criterion
-from resnet_export.runtime.parity.criteria.tolerances import for_manifest, parse_overrides
+from resnet_export.runtime.parity.criteria.tolerances import Override, for_manifest, parse_overrides
 from resnet_export.runtime.parity.measure.comparison import Batch
 from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport, decode_report, encode_report
@@ -242,7 +242,7 @@ def test_a_bundle_that_is_replaced_during_the_check_is_not_judged(tmp_path: Path
 
 
 def test_further_images_are_compared_with_the_fp32_graph(bundle: Path) -> None:
-    report = run_parity(bundle, data=labeled(), data_name="photos", backends=ORT, threads=1)
+    report = run_parity(bundle, batches=labeled(), data="photos", backends=ORT, threads=1)
     check = entry(report, "fp16").check("data")
     assert check is not None
     assert check.reference == "onnx"
@@ -257,7 +257,7 @@ def test_further_images_are_compared_with_the_fp32_graph(bundle: Path) -> None:
 
 
 def test_the_reference_shows_its_own_accuracy_and_is_not_compared_with_itself(bundle: Path) -> None:
-    report = run_parity(bundle, data=labeled(), backends=ORT, threads=1)
+    report = run_parity(bundle, batches=labeled(), backends=ORT, threads=1)
     check = entry(report, "fp32").check("data")
     assert check is not None
     assert check.comparison.labeled is not None
@@ -266,7 +266,7 @@ def test_the_reference_shows_its_own_accuracy_and_is_not_compared_with_itself(bu
 
 
 def test_without_labels_the_reference_has_nothing_to_show(bundle: Path) -> None:
-    report = run_parity(bundle, data=[Batch(crops(8))], backends=ORT, threads=1)
+    report = run_parity(bundle, batches=[Batch(crops(8))], backends=ORT, threads=1)
     assert entry(report, "fp32").check("data") is None
     check = entry(report, "fp16").check("data")
     assert check is not None
@@ -280,7 +280,7 @@ def test_an_eager_model_can_be_the_reference_instead(bundle: Path) -> None:
         calls.append(len(images))
         return np.zeros((len(images), CLASSES)) + np.arange(CLASSES) * images.mean(axis=(1, 2, 3))[:, None]
 
-    report = run_parity(bundle, data=[Batch(crops(20))], eager=eager, backends=ORT, threads=1)
+    report = run_parity(bundle, batches=[Batch(crops(20))], eager=eager, backends=ORT, threads=1)
     assert calls == [20]
     check = entry(report, "fp32").check("data")
     assert check is not None
@@ -288,7 +288,7 @@ def test_an_eager_model_can_be_the_reference_instead(bundle: Path) -> None:
 
 
 def test_the_reference_runs_even_when_it_was_not_asked_for(bundle: Path) -> None:
-    report = run_parity(bundle, data=labeled(), artifacts=["fp16"], backends=["openvino"], threads=1)
+    report = run_parity(bundle, batches=labeled(), artifacts=["fp16"], backends=["openvino"], threads=1)
     assert [found.artifact for found in report.entries] == ["fp32", "fp16"]
     assert "not asked for" in entry(report, "fp32").notes[-1]
     assert entry(report, "fp16", "openvino").check("data") is not None
@@ -296,7 +296,7 @@ def test_the_reference_runs_even_when_it_was_not_asked_for(bundle: Path) -> None
 
 def test_a_reference_that_failed_its_golden_check_is_not_compared_with(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiny", (FP32, FP16), graphs={"fp32": changed(graph(), swap_channels)})
-    report = run_parity(folder, data=labeled(), backends=ORT, threads=1)
+    report = run_parity(folder, batches=labeled(), backends=ORT, threads=1)
     assert report.exit_code == 1
     assert any("their reference, failed against golden" in note for note in report.notes)
     assert entry(report, "fp16").check("data") is None
@@ -305,7 +305,7 @@ def test_a_reference_that_failed_its_golden_check_is_not_compared_with(tmp_path:
 def test_an_accuracy_drop_beyond_the_users_limit_fails_and_within_it_passes(bundle: Path) -> None:
     def run(points: float) -> Entry:
         report = run_parity(
-            bundle, data=labeled(), artifacts=["int8.cpu"], backends=ORT, max_drop=points, threads=1
+            bundle, batches=labeled(), artifacts=["int8.cpu"], backends=ORT, max_drop=points, threads=1
         )
         return entry(report, "int8.cpu")
 
@@ -316,7 +316,9 @@ def test_an_accuracy_drop_beyond_the_users_limit_fails_and_within_it_passes(bund
 
 
 def test_a_small_data_set_is_said_to_be_too_small_for_the_limit(bundle: Path) -> None:
-    report = run_parity(bundle, data=labeled(40), artifacts=["fp16"], backends=ORT, max_drop=0.5, threads=1)
+    report = run_parity(
+        bundle, batches=labeled(40), artifacts=["fp16"], backends=ORT, max_drop=0.5, threads=1
+    )
     found = criterion(entry(report, "fp16"), "data", "max_drop")
     assert "40 images are too few to resolve 0.5 points (about " in found.detail
 
@@ -324,8 +326,8 @@ def test_a_small_data_set_is_said_to_be_too_small_for_the_limit(bundle: Path) ->
 def test_shifted_labels_fail_a_trained_network_and_no_untrained_one(tmp_path: Path) -> None:
     for trained in (True, False):
         folder = write(tmp_path / f"{trained}", (FP32, FP16), trained=trained)
-        right = run_parity(folder, data=labeled(), backends=ORT, threads=1)
-        shifted = run_parity(folder, data=labeled(shift=1), backends=ORT, threads=1)
+        right = run_parity(folder, batches=labeled(), backends=ORT, threads=1)
+        shifted = run_parity(folder, batches=labeled(shift=1), backends=ORT, threads=1)
         assert "labels_fit" not in failed(entry(right, "fp16"), "data")
         assert ("labels_fit" in failed(entry(shifted, "fp16"), "data")) is trained
 
@@ -337,7 +339,7 @@ def test_near_ties_count_as_agreement_for_an_untrained_network_only(tmp_path: Pa
     for trained in (True, False):
         folder = write(tmp_path / f"{trained}", (FP32, INT8_CPU), trained=trained)
         data = [Batch(crops(300, seed=4))]
-        report = run_parity(folder, data=data, backends=ORT, tolerances=strict, threads=1)
+        report = run_parity(folder, batches=data, backends=ORT, tolerances=strict, threads=1)
         found[trained] = "top1_agreement" in failed(entry(report, "int8.cpu"), "data")
     assert found == {True: True, False: False}
 
@@ -347,7 +349,9 @@ def test_the_users_agreement_is_demanded_of_the_data_or_else_of_the_golden_image
     found = criterion(entry(without, "fp16"), "golden", "min_agreement")
     top1 = entry(without, "fp16").checks[0].comparison.figures.top1
     assert found.passed is (top1 == COUNT)
-    having = run_parity(bundle, data=labeled(), artifacts=["fp16"], backends=ORT, min_agreement=90, threads=1)
+    having = run_parity(
+        bundle, batches=labeled(), artifacts=["fp16"], backends=ORT, min_agreement=90, threads=1
+    )
     assert criterion(entry(having, "fp16"), "data", "min_agreement").passed
     assert "min_agreement" not in [c.name for c in entry(having, "fp16").checks[0].criteria]
 
@@ -355,20 +359,20 @@ def test_the_users_agreement_is_demanded_of_the_data_or_else_of_the_golden_image
 def test_an_accuracy_that_is_demanded_is_demanded_of_the_reference_too(bundle: Path) -> None:
     # One label in five is wrong on purpose: the fp32 graph is right on 80 %.
     options: dict[str, Any] = {"backends": ORT, "artifacts": ["fp32", "fp16"], "threads": 1}
-    assert run_parity(bundle, data=labeled(), min_accuracy=75, **options).exit_code == 0
-    report = run_parity(bundle, data=labeled(), min_accuracy=85, **options)
+    assert run_parity(bundle, batches=labeled(), min_accuracy=75, **options).exit_code == 0
+    report = run_parity(bundle, batches=labeled(), min_accuracy=85, **options)
     assert {found.artifact for found in report.entries if found.passed} == set()
     assert criterion(entry(report, "fp32"), "data", "min_accuracy").value == pytest.approx(80)
     assert "min accuracy 80, expected ≥ 85" in report.verdict.sentence
     # What fp32 lacks no artifact has lost.
     assert report.verdict.stage == "labels"
     assert "every run is below the accuracy demanded" in report.verdict.sentence
-    alone = run_parity(bundle, data=labeled(), min_accuracy=85, **(options | {"artifacts": ["fp32"]}))
+    alone = run_parity(bundle, batches=labeled(), min_accuracy=85, **(options | {"artifacts": ["fp32"]}))
     assert (alone.exit_code, failed(entry(alone, "fp32"), "data")) == (1, ["min_accuracy"])
     with pytest.raises(
         DatasetError, match="min_accuracy was given, and the images of validation images have no labels"
     ):
-        run_parity(bundle, data=[Batch(crops(4))], min_accuracy=85, **options)
+        run_parity(bundle, batches=[Batch(crops(4))], min_accuracy=85, **options)
 
 
 def test_an_artifact_alone_below_the_accuracy_demanded_is_to_blame_for_it(tmp_path: Path) -> None:
@@ -380,7 +384,7 @@ def test_an_artifact_alone_below_the_accuracy_demanded_is_to_blame_for_it(tmp_pa
     folder = write(tmp_path / "b", (FP32, FP16), trained=True)
     clean = (folder / "model.fp16.onnx").read_bytes()
     spoilt = write(tmp_path / "s", (FP32, FP16), graphs={"fp16": changed(clean, roll)}, trained=True)
-    report = run_parity(spoilt, data=labeled(), min_accuracy=75, backends=ORT, threads=1)
+    report = run_parity(spoilt, batches=labeled(), min_accuracy=75, backends=ORT, threads=1)
     assert "min_accuracy" not in failed(entry(report, "fp32"), "data")
     assert "min_accuracy" in failed(entry(report, "fp16"), "data")
     assert report.verdict.stage != "labels"
@@ -415,7 +419,7 @@ def test_bf16_is_checked_when_it_is_asked_for_and_held_to_its_own_limits(bundle:
 
 @pytest.mark.parametrize("limit", [1, 16, 17, 200, 999])
 def test_the_limit_counts_images_and_not_batches(bundle: Path, limit: int) -> None:
-    report = run_parity(bundle, data=labeled(), artifacts=["fp16"], backends=ORT, limit=limit, threads=1)
+    report = run_parity(bundle, batches=labeled(), artifacts=["fp16"], backends=ORT, limit=limit, threads=1)
     check = entry(report, "fp16").check("data")
     assert check is not None
     assert check.comparison.figures.images == min(limit, 200)
@@ -426,7 +430,7 @@ def test_nothing_beyond_the_limit_is_read(bundle: Path) -> None:
         yield from list(labeled())[:2]
         raise AssertionError("read on")
 
-    run_parity(bundle, data=batches(), artifacts=["fp16"], backends=ORT, limit=32, threads=1)
+    run_parity(bundle, batches=batches(), artifacts=["fp16"], backends=ORT, limit=32, threads=1)
 
 
 def test_progress_sees_each_run_and_each_batch(bundle: Path) -> None:
@@ -437,7 +441,7 @@ def test_progress_sees_each_run_and_each_batch(bundle: Path) -> None:
             seen[description] = seen.get(description, 0) + 1
             yield item
 
-    run_parity(bundle, data=labeled(40), artifacts=["fp16"], backends=ORT, progress=progress, threads=1)
+    run_parity(bundle, batches=labeled(40), artifacts=["fp16"], backends=ORT, progress=progress, threads=1)
     assert seen == {"golden images": 2, "validation images": 3}
 
 
@@ -445,8 +449,8 @@ def test_progress_sees_each_run_and_each_batch(bundle: Path) -> None:
     ("options", "message"),
     [
         ({"max_drop": 0.5}, "max_drop was given without data"),
-        ({"max_drop": -1.0, "data": []}, "percentage points from 0 to 100"),
-        ({"max_drop": float("nan"), "data": []}, "percentage points from 0 to 100"),
+        ({"max_drop": -1.0, "batches": []}, "percentage points from 0 to 100"),
+        ({"max_drop": float("nan"), "batches": []}, "percentage points from 0 to 100"),
         ({"min_agreement": 101.0}, "percent from 0 to 100"),
         ({"limit": 0}, "at least one image"),
         ({"artifacts": []}, "artifacts is empty"),
@@ -479,7 +483,7 @@ def test_data_that_cannot_be_judged_by_is_refused(
     bundle: Path, data: list[Batch], options: dict[str, float], message: str
 ) -> None:
     with pytest.raises(DatasetError, match=message):
-        run_parity(bundle, data=data, data_name="photos", artifacts=["fp16"], backends=ORT, **options)  # type: ignore[arg-type]
+        run_parity(bundle, batches=data, data="photos", artifacts=["fp16"], backends=ORT, **options)  # type: ignore[arg-type]
 
 
 def test_a_backend_that_was_asked_for_and_runs_nothing_is_no_pass(bundle: Path) -> None:
@@ -499,7 +503,7 @@ def test_a_host_without_any_backend_passes_nothing(bundle: Path, monkeypatch: py
     assert report.verdict.status == "unverified"
     assert report.exit_code == 2
     with pytest.raises(NoBackendError, match="nothing on this host runs it"):
-        run_parity(bundle, data=labeled())
+        run_parity(bundle, batches=labeled())
 
 
 def test_a_reference_that_predicts_one_class_is_pointed_out(tmp_path: Path) -> None:
@@ -527,7 +531,7 @@ def test_a_limit_that_nothing_would_be_held_to_is_refused_before_the_work(
         yield
 
     with pytest.raises(RequestError) as found:
-        run_parity(bundle, data=data(), data_name="photos", artifacts=["fp32"], backends=ORT, **options)  # type: ignore[arg-type]
+        run_parity(bundle, batches=data(), data="photos", artifacts=["fp32"], backends=ORT, **options)  # type: ignore[arg-type]
     said = str(found.value)
     assert said.startswith(" and ".join(options))
     assert "fp32 on onnxruntime, the reference of photos, is all that would run" in said
@@ -535,14 +539,14 @@ def test_a_limit_that_nothing_would_be_held_to_is_refused_before_the_work(
 
 
 def test_data_that_are_compared_with_nothing_are_said_to_be_in_every_output(bundle: Path) -> None:
-    options: dict[str, Any] = {"data_name": "photos", "artifacts": ["fp32"], "backends": ORT, "threads": 1}
+    options: dict[str, Any] = {"data": "photos", "artifacts": ["fp32"], "backends": ORT, "threads": 1}
     for data in (labeled(40), iter([Batch(crops(8))])):
-        report = run_parity(bundle, data=data, **options)
+        report = run_parity(bundle, batches=data, **options)
         assert report.exit_code == 0
         assert said_everywhere(
             report, "photos were compared with nothing: fp32 on onnxruntime, their reference"
         )
-    both = run_parity(bundle, data=labeled(40), **(options | {"artifacts": ["fp16"]}))
+    both = run_parity(bundle, batches=labeled(40), **(options | {"artifacts": ["fp16"]}))
     assert not any("compared with nothing" in note for note in both.notes)
 
 
@@ -552,7 +556,13 @@ def test_the_reference_alone_can_be_held_to_an_eager_network(bundle: Path) -> No
         return np.asarray(session.run(None, {"input": inputs})[0])
 
     report = run_parity(
-        bundle, data=labeled(40), artifacts=["fp32"], backends=ORT, eager=eager, min_agreement=100, threads=1
+        bundle,
+        batches=labeled(40),
+        artifacts=["fp32"],
+        backends=ORT,
+        eager=eager,
+        min_agreement=100,
+        threads=1,
     )
     assert criterion(entry(report, "fp32"), "data", "min_agreement").passed
     assert not any("compared with nothing" in note for note in report.notes)
@@ -571,7 +581,7 @@ def test_copies_of_one_image_leave_the_centred_cosine_out_and_the_relative_error
     for count in (1, 13):
         copies = crops()[[strongest] * count]
         batches = [Batch(copies[part]) for part in (slice(0, 8), slice(8, None))]
-        report = run_parity(bundle, data=batches, data_name="photos", backends=ORT, threads=1)
+        report = run_parity(bundle, batches=batches, data="photos", backends=ORT, threads=1)
         assert report.exit_code == 0, report.verdict.sentence
         check = entry(report, "fp16").check("data")
         assert check is not None
@@ -584,7 +594,7 @@ def test_copies_of_one_image_leave_the_centred_cosine_out_and_the_relative_error
 
 def test_a_candidate_that_ignores_its_input_fails_on_different_images_all_the_same(tmp_path: Path) -> None:
     folder = write(tmp_path / "b", (FP32, FP16), graphs={"fp16": changed(graph(FP16), dead)})
-    report = run_parity(folder, data=[Batch(crops(8))], backends=ORT, threads=1)
+    report = run_parity(folder, batches=[Batch(crops(8))], backends=ORT, threads=1)
     assert "centered_cosine" in failed(entry(report, "fp16"), "data")
 
 
@@ -643,7 +653,7 @@ def test_limits_may_be_given_as_a_mapping(bundle: Path) -> None:
     strict = {"fp16": {"relative_error": 1e-9}}
     report = run_parity(bundle, artifacts=["fp16"], backends=ORT, tolerances=strict, threads=1)
     assert failed(entry(report, "fp16")) == ["relative_error"]
-    assert report.asked.tolerances == "limits in place of a file"
+    assert report.asked.tolerances == {Precision.FP16: Override(relative_error=1e-9)}
 
 
 # Words
@@ -672,7 +682,7 @@ def test_exchanged_labels_are_named_by_their_classes(tmp_path: Path) -> None:
     common, other = np.bincount(truth).argsort()[::-1][:2]
     table = np.arange(CLASSES)
     table[[common, other]] = table[[other, common]]
-    report = run_parity(folder, data=[Batch(images, table[truth])], backends=ORT, threads=1)
+    report = run_parity(folder, batches=[Batch(images, table[truth])], backends=ORT, threads=1)
     low, high = sorted((int(common), int(other)))
     words = (
         f"the labels of 2 classes are exchanged ({LABELS[low]} → {LABELS[high]} → {LABELS[low]}), expected 0"

@@ -9,7 +9,7 @@ import pytest
 from resnet_export.runtime.bundle.manifest import Manifest, read_manifest
 from resnet_export.runtime.errors import BundleError, RequestError
 from resnet_export.runtime.parity.plan import is_reference, plan
-from resnet_export.runtime.parity.report.schema import Asked
+from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import Gpu, HostFacts, Package
 from tests import tiny_bundle
@@ -32,8 +32,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return read_manifest(tiny_bundle.write(folder, tiny_bundle.ALL))
 
 
-def runs(manifest: Manifest, facts: HostFacts, asked: Asked | None = None) -> list[tuple[str, str]]:
-    return [(run.artifact.name, run.backend) for run in plan(manifest, facts, asked or Asked()).runs]
+def runs(manifest: Manifest, facts: HostFacts, asked: ParitySpec | None = None) -> list[tuple[str, str]]:
+    return [(run.artifact.name, run.backend) for run in plan(manifest, facts, asked or ParitySpec()).runs]
 
 
 def test_every_artifact_runs_on_every_backend_that_is_there_in_the_order_of_the_manifest(
@@ -47,21 +47,21 @@ def test_every_artifact_runs_on_every_backend_that_is_there_in_the_order_of_the_
 
 
 def test_what_cannot_run_is_skipped_with_the_resolvers_own_reason(manifest: Manifest) -> None:
-    found = plan(manifest, host(ORT), Asked())
+    found = plan(manifest, host(ORT), ParitySpec())
     reasons = {item.backend: item.reason for item in found.skipped if item.artifact == "fp16"}
     assert reasons["openvino"].startswith("needs the package openvino, which is not installed")
     assert found.unverified == found.unmet == ()
 
 
 def test_an_artifact_that_nothing_runs_is_unverified(manifest: Manifest) -> None:
-    found = plan(manifest, host(), Asked())
+    found = plan(manifest, host(), ParitySpec())
     assert found.runs == ()
     assert found.unverified == ("fp32", "fp16", "int8", "int8.cpu")
     assert {(item.artifact, item.declared) for item in found.skipped} >= {("fp16", Precision.FP16)}
 
 
 def test_gpu_and_cpu_of_one_backend_are_runs_of_their_own(manifest: Manifest) -> None:
-    found = plan(manifest, host(ORT_GPU, gpus=(GPU,)), Asked(artifacts=("fp16",)))
+    found = plan(manifest, host(ORT_GPU, gpus=(GPU,)), ParitySpec(artifacts=("fp16",)))
     assert {(run.provider, run.device) for run in found.runs} >= {
         ("CUDAExecutionProvider", "gpu"),
         ("CPUExecutionProvider", "cpu"),
@@ -78,37 +78,39 @@ def test_a_failed_verdict_on_record_keeps_no_artifact_from_being_checked_again(t
 
 def test_only_what_was_asked_for_runs(manifest: Manifest) -> None:
     facts = host(ORT, OPENVINO)
-    assert runs(manifest, facts, Asked(artifacts=("fp16",), backends=("openvino",))) == [("fp16", "openvino")]
+    assert runs(manifest, facts, ParitySpec(artifacts=("fp16",), backends=("openvino",))) == [
+        ("fp16", "openvino")
+    ]
 
 
 def test_what_was_asked_for_and_has_no_run_is_unmet(manifest: Manifest) -> None:
-    found = plan(manifest, host(ORT), Asked(artifacts=("fp16",), backends=("onnxruntime", "openvino")))
+    found = plan(manifest, host(ORT), ParitySpec(artifacts=("fp16",), backends=("onnxruntime", "openvino")))
     assert found.unmet == ("backend 'openvino'",)
-    found = plan(manifest, host(ORT), Asked(artifacts=("fp16",), backends=("openvino",)))
+    found = plan(manifest, host(ORT), ParitySpec(artifacts=("fp16",), backends=("openvino",)))
     assert found.unmet == ("artifact 'fp16'", "backend 'openvino'")
 
 
 def test_coarser_arithmetic_for_fp32_graphs_runs_only_when_it_is_asked_for(manifest: Manifest) -> None:
     facts = host(OPENVINO, features=("avx512_bf16",))
-    assert all(run.precision is run.artifact.precision for run in plan(manifest, facts, Asked()).runs)
-    found = plan(manifest, facts, Asked(precisions=(Precision.BF16,)))
+    assert all(run.precision is run.artifact.precision for run in plan(manifest, facts, ParitySpec()).runs)
+    found = plan(manifest, facts, ParitySpec(precisions=(Precision.BF16,)))
     assert [(run.artifact.name, run.precision) for run in found.runs] == [("fp32", Precision.BF16)]
     assert not any(map(is_reference, found.runs))
 
 
 def test_further_images_bring_the_fp32_graph_along_on_its_best_backend(manifest: Manifest) -> None:
     facts = host(ORT, OPENVINO)
-    found = plan(manifest, facts, Asked(artifacts=("int8",), backends=("openvino",), data="photos"))
+    found = plan(manifest, facts, ParitySpec(artifacts=("int8",), backends=("openvino",), data="photos"))
     assert [(run.artifact.name, run.backend, run.wanted) for run in found.runs] == [
         ("fp32", "onnxruntime", False),
         ("int8", "openvino", True),
     ]
-    eager = Asked(artifacts=("int8",), backends=("openvino",), data="photos", reference="eager")
+    eager = ParitySpec(artifacts=("int8",), backends=("openvino",), data="photos", reference="eager")
     assert runs(manifest, facts, eager) == [("int8", "openvino")]
 
 
 def test_a_reference_that_was_not_asked_for_meets_no_request(manifest: Manifest) -> None:
-    asked = Asked(artifacts=("fp32",), precisions=(Precision.BF16,), data="photos")
+    asked = ParitySpec(artifacts=("fp32",), precisions=(Precision.BF16,), data="photos")
     found = plan(manifest, host(ORT), asked)
     assert [run.wanted for run in found.runs] == [False]
     assert found.unmet == ("artifact 'fp32'",)
@@ -117,12 +119,12 @@ def test_a_reference_that_was_not_asked_for_meets_no_request(manifest: Manifest)
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        (Asked(artifacts=("fp8",)), BundleError, "no artifact 'fp8'"),
-        (Asked(backends=("tflite",)), RequestError, "no backend 'tflite'"),
+        (ParitySpec(artifacts=("fp8",)), BundleError, "no artifact 'fp8'"),
+        (ParitySpec(backends=("tflite",)), RequestError, "no backend 'tflite'"),
     ],
 )
 def test_names_that_do_not_exist_are_refused(
-    manifest: Manifest, asked: Asked, error: type[Exception], message: str
+    manifest: Manifest, asked: ParitySpec, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         plan(manifest, host(ORT), asked)

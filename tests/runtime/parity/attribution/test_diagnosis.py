@@ -25,7 +25,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> ParityReport:
 
 
 def check(bundle: Path, data: list[Batch] | None = None) -> ParityReport:
-    return run_parity(bundle, data=data, backends=["onnxruntime"], threads=1)
+    return run_parity(bundle, batches=data, backends=["onnxruntime"], threads=1)
 
 
 def wrong(stage: str) -> np.ndarray:

@@ -22,7 +22,6 @@ from resnet_export.runtime.parity.measure.comparison import Flip, compare
 from resnet_export.runtime.parity.measure.labels import Labeled
 from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import (
-    Asked,
     BundleIdentity,
     Check,
     Entry,
@@ -34,6 +33,7 @@ from resnet_export.runtime.parity.report.schema import (
     number,
     summarize,
 )
+from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision, Tolerance
 
 # What XML 1.0, Markdown, HTML and terminals each trip over, as it may stand in a file name or a native error.
@@ -98,7 +98,7 @@ def report(*entries: Entry, unverified: tuple[str, ...] = (), **changes: Any) ->
             golden="32 golden images, the bundled photographs",
             notices=("it is untrained",),
         ),
-        asked=Asked(data="photos/", max_drop=0.5),
+        asked=ParitySpec(data="photos/", max_drop=0.5),
         entries=entries,
         skipped=(
             Skipped(
@@ -263,7 +263,7 @@ def test_a_report_of_an_older_version_reads_as_one_that_did_not_ask_for_more() -
         return [without(item) for item in value] if isinstance(value, list) else value
 
     old = decode_report(json.dumps(without(json.loads(encode_report(ALL)))).encode())
-    assert (old.asked.seed, old.asked.layers, old.entries[0].checks[0].batches) == (None, None, ())
+    assert (old.asked.seed, old.asked.layers, old.entries[0].checks[0].batches) == (0, "failed", ())
     assert text.render(old)
 
 
@@ -477,7 +477,7 @@ def hostile() -> ParityReport:
     golden = BAD.checks[0]
     comparison = msgspec.structs.replace(golden.comparison, flips=(flip,), flip_count=1)
     bad = entry(HOSTILE, checks=(msgspec.structs.replace(golden, comparison=comparison),), notes=(HOSTILE,))
-    return report(bad, entry(HOSTILE, error=HOSTILE), asked=Asked(data=HOSTILE))
+    return report(bad, entry(HOSTILE, error=HOSTILE), asked=ParitySpec(data=HOSTILE))
 
 
 def test_hostile_text_makes_well_formed_junit_markdown_and_text() -> None:
