@@ -14,10 +14,9 @@ if TYPE_CHECKING:
         Dataset,
         DatasetWarning,
         Description,
-        check_for_calibration,
         open_dataset,
     )
-    from resnet_export.calibration.data.photos import Photos, load_photos
+    from resnet_export.calibration.data.photos import Photos, check_for_calibration, load_photos
 
 __all__ = [
     "Batch",
@@ -36,7 +35,7 @@ _HOMES = {
     "DatasetWarning": "resnet_export.calibration.data.dataset",
     "Description": "resnet_export.calibration.data.dataset",
     "Photos": "resnet_export.calibration.data.photos",
-    "check_for_calibration": "resnet_export.calibration.data.dataset",
+    "check_for_calibration": "resnet_export.calibration.data.photos",
     "load_photos": "resnet_export.calibration.data.photos",
     "open_dataset": "resnet_export.calibration.data.dataset",
 }

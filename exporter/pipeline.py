@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from numpy.typing import NDArray
 
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.observe.table import encode_table
 from resnet_export.calibration.search.search import Int8Plan
 from resnet_export.exporter import report as page
@@ -19,7 +18,7 @@ from resnet_export.exporter.bundle.manifest import describe
 from resnet_export.exporter.bundle.staging import Bundle, Staging, check_output, staging
 from resnet_export.exporter.engine.build import compile_engines, engine_sources
 from resnet_export.exporter.engine.targets import EnginePlan, plan_engines
-from resnet_export.exporter.golden.images import Images, choose_images
+from resnet_export.exporter.golden.images import choose_golden, choose_photos
 from resnet_export.exporter.golden.label_check import label_notice
 from resnet_export.exporter.golden.preprocessing_sample import record_sample
 from resnet_export.exporter.graph.export import check_against, serialize, simplify, to_onnx
@@ -39,7 +38,7 @@ from resnet_export.runtime.bundle.manifest import Artifact, GoldenInfo, Manifest
 from resnet_export.runtime.parity.report import markdown
 from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
 from resnet_export.runtime.precision import Precision
-from resnet_export.runtime.preprocess import normalize, to_input
+from resnet_export.runtime.preprocess import normalize
 from resnet_export.runtime.progress import Progress, silent
 from resnet_export.runtime.select.host import probe
 
@@ -58,7 +57,8 @@ class Subject:
     out: Path
     network: Network
     preprocessing: Preprocessing
-    images: Images
+    photos: Photos
+    golden: Photos
     engines: EnginePlan
     bytes_needed: int
 
@@ -83,25 +83,21 @@ def export(
     """
     spec = spec or ExportSpec()
     subject = prepare(model, spec, out, progress=progress)
-    network, preprocessing, images = subject.network, subject.preprocessing, subject.images
+    network, preprocessing, photos = subject.network, subject.preprocessing, subject.photos
     with staging(subject.out, force=spec.force, bytes_needed=subject.bytes_needed) as stage:
-        eager = eager_probe(network.module, normalize(images.golden, network.preprocessing), progress)
-        shipped = Probe(to_input(images.golden, preprocessing), eager.logits)
+        eager = eager_probe(network.module, normalize(subject.golden.images, network.preprocessing), progress)
+        shipped = Probe(subject.golden.as_input(), eager.logits)
 
         fp32 = to_fp32(network, spec, preprocessing, eager, shipped)
         drafts = [fp32]
-
-        def inputs() -> Iterator[NDArray[Any]]:
-            return (to_input(batch, preprocessing) for batch in images.batches())
-
         int8 = None
         if spec.fp16:
-            drafts.append(narrow(fp32, scan_ranges(fp32.graph, inputs(), progress), shipped, spec))
+            drafts.append(narrow(fp32, scan_ranges(fp32.graph, photos.inputs(), progress), shipped, spec))
         if spec.int8:
             untrained = network.info.weights.source == "untrained"
-            int8 = find_plan(fp32, spec, images, preprocessing, untrained=untrained, progress=progress)
+            int8 = find_plan(fp32, spec, photos, untrained=untrained, progress=progress)
             stage.write(TABLE, encode_table(int8.table))
-            drafts += to_int8(fp32, int8, inputs(), shipped, spec, progress)
+            drafts += to_int8(fp32, int8, photos.inputs(), shipped, spec, progress)
         return ship(stage, subject, spec, eager, drafts, int8, progress)
 
 
@@ -123,8 +119,9 @@ def prepare(
     need = bytes_needed(network.info, spec)
     check_output(place, force=spec.force, bytes_needed=need)
     preprocessing = msgspec.structs.replace(network.preprocessing, in_graph=spec.input == "uint8")
-    images = choose_images(spec, network.preprocessing, network.labels, model.seed)
-    return Subject(Path(place), network, preprocessing, images, engines, need)
+    photos = choose_photos(spec, preprocessing, network.labels, model.seed, progress=progress)
+    golden = choose_golden(photos, model.seed)
+    return Subject(Path(place), network, preprocessing, photos, golden, engines, need)
 
 
 def to_fp32(
@@ -166,7 +163,7 @@ def ship(
         graph = finish(draft.graph, info=network.info, preprocessing=preprocessing, precision=draft.precision)
         files[draft.name] = serialize(graph.model)
         written[draft.name] = stage.write(draft.file, files[draft.name])
-    golden = write_golden(stage, subject.images, eager, drafts, record_sample(network.preprocessing))
+    golden = write_golden(stage, subject.golden, eager, drafts, record_sample(network.preprocessing))
     notices = (*network.notices, *drafts[0].graph.notices, *_said_of_labels(subject, drafts[0]))
     artifacts = [(draft, written[draft.name]) for draft in drafts]
     manifest = describe(network, spec, preprocessing, artifacts, golden, notices)
@@ -200,27 +197,27 @@ def ship(
 
 
 def _said_of_labels(subject: Subject, fp32: Draft) -> tuple[str, ...]:
-    images, network = subject.images.dataset, subject.network
-    if images is None or network.info.weights.source == "untrained":
+    photos, network = subject.photos, subject.network
+    if network.info.weights.source == "untrained":
         return ()
-    said = label_notice(fp32.graph.model, images, subject.preprocessing, network.labels)
+    said = label_notice(fp32.graph.model, photos, network.labels)
     return () if said is None else (said,)
 
 
 def write_golden(
-    stage: Staging, images: Images, eager: Probe, drafts: list[Draft], sample: Sample
+    stage: Staging, photos: Photos, eager: Probe, drafts: list[Draft], sample: Sample
 ) -> GoldenInfo:
     """Write the golden images with the logits of every stage on them, and the sample of the preprocessing."""
     logits = {EAGER: eager.logits}
     logits |= {check.step: check.logits for check in drafts[0].graph.checks}
     logits |= {draft.name: draft.logits for draft in drafts}
-    file = stage.write(GOLDEN, encode_golden(Golden(images.golden, logits, sample)))
+    file = stage.write(GOLDEN, encode_golden(Golden(photos.images, logits, sample)))
     return GoldenInfo(
         file=file.file,
         bytes=file.bytes,
         sha256=file.sha256,
-        count=len(images.golden),
-        source=images.source,
+        count=len(photos),
+        source="bundled" if photos.bundled else "calibration",
         stages=tuple(sorted(logits)),
         sample_bytes=len(sample.file),
     )

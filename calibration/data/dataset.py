@@ -33,7 +33,6 @@ __all__ = [
     "Dataset",
     "DatasetWarning",
     "Description",
-    "check_for_calibration",
     "draw",
     "hash_crops",
     "open_dataset",
@@ -70,7 +69,7 @@ class Description:
     """
 
     source: str
-    kind: Kind | Literal["memory"]
+    kind: Kind | Literal["memory", "bundled"]
     count: int
     skipped: int
     first_skipped: str | None
@@ -264,32 +263,6 @@ def open_dataset(
     total = len(listing.names)
     selected = range(total) if limit is None else draw(listing.names, listing.labels, limit, seed)
     return Dataset(path, listing, selected, preprocessing, seed, workers)
-
-
-def check_for_calibration(dataset: Dataset) -> None:
-    """Refuse a data set that ranges cannot be measured on.
-
-    That takes at least two images that differ and are not a single color each. Reading stops as soon as they
-    are found, mostly with the second image. Raises DatasetError.
-    """
-    count = 0
-    pictures = set()
-    for batch in dataset.batches(1):
-        count += 1
-        if batch.images.min(axis=(0, 1, 2)).tolist() != batch.images.max(axis=(0, 1, 2)).tolist():
-            pictures.add(hashlib.sha256(batch.images.tobytes()).digest())
-        if len(pictures) > 1:
-            return
-    if count == 1:
-        found = "a single image"
-    elif pictures:
-        found = f"only one picture in {count} images, the others being copies of it or of a single color"
-    else:
-        found = f"{count} images, each of a single color"
-    raise DatasetError(
-        f"{str(dataset.source)!r} has {found}; calibrate on at least 2 different photographs, "
-        "better 100 or more"
-    )
 
 
 def hash_crops(images: NDArray[Any]) -> str:

@@ -6,17 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.calibration.data.dataset import Dataset
-from resnet_export.runtime.bundle.manifest import Preprocessing
-from resnet_export.runtime.preprocess import to_input
-
-Inputs = tuple[NDArray[Any], NDArray[np.int64] | None]
-"""A batch in the layout and dtype of the graph's input, and its labels int64 [n] where there are any."""
-
-BATCH = 8
+from resnet_export.calibration.data.photos import Inputs
 
 
 @dataclass(frozen=True)
@@ -25,7 +17,7 @@ class Feed:
 
     Attributes:
         read: gives the batches of the whole data set, always in the same order.
-        count: the number of images, unreadable ones included.
+        count: the number of images.
         chosen: positions of the images that belong to this part; None means all.
     """
 
@@ -81,13 +73,3 @@ def in_fours(batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
     for batch in batches:
         for start in range(0, len(batch), 4):
             yield batch[start : start + 4]
-
-
-def feed_of(dataset: Dataset, preprocessing: Preprocessing) -> Feed:
-    """Return the feed of a data set for graphs with this preprocessing."""
-
-    def read() -> Iterator[Inputs]:
-        for batch in dataset.batches(BATCH):
-            yield to_input(batch.images, preprocessing), batch.labels
-
-    return Feed(read, len(dataset))

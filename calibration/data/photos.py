@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from resnet_export.runtime.errors import DatasetError
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.progress import Progress, silent
 
-__all__ = ["Inputs", "Photos", "load_photos"]
+__all__ = ["Inputs", "Photos", "check_for_calibration", "load_photos"]
 
 Inputs: TypeAlias = "tuple[NDArray[Any], NDArray[np.int64] | None]"
 """A batch in the layout and dtype of the graph's input, and its labels int64 [n] where there are any."""
@@ -55,35 +56,46 @@ class Photos:
         preprocessing: Preprocessing | None,
         *,
         labels: NDArray[np.int64] | None = None,
-        names: Sequence[str] = (),
-        source: str = "memory",
+        kind: Literal["memory", "bundled"] = "memory",
     ) -> Photos:
-        """Return the photos of an array, which is not copied; names default to "images[0]" and so on."""
+        """Return the photos of an array, which is not copied, called "images[0]" and so on."""
         view = images.view()
         view.flags.writeable = False
         description = Description(
-            source=source,
-            kind="memory",
+            source=kind,
+            kind=kind,
             count=len(view),
             skipped=0,
             first_skipped=None,
             labeled=labels is not None,
             sha256=hash_crops(view),
         )
-        names = tuple(names) or tuple(f"images[{index}]" for index in range(len(view)))
+        names = tuple(f"images[{index}]" for index in range(len(view)))
         return cls(view, labels, names, preprocessing, description)
+
+    @property
+    def bundled(self) -> bool:
+        """Whether they ship with the package, and are not the user's."""
+        return self.description.kind == "bundled"
 
     def __len__(self) -> int:
         """Return the number of images; unreadable ones are not among them."""
         return len(self.images)
 
+    def __getitem__(self, part: slice) -> Photos:
+        """Return a part of the photos; nothing is copied."""
+        labels = None if self.labels is None else self.labels[part]
+        return replace(self, images=self.images[part], labels=labels, names=self.names[part])
+
+    def as_input(self) -> NDArray[Any]:
+        """Return all images as one batch of the graph's input."""
+        return self.images if self.preprocessing is None else to_input(self.images, self.preprocessing)
+
     def batches(self, size: int = BATCH) -> Iterator[Inputs]:
         """Yield graph inputs with their labels, `size` at a time; the last batch may be smaller."""
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            crops = self.images[part]
-            inputs = crops if self.preprocessing is None else to_input(crops, self.preprocessing)
-            yield inputs, None if self.labels is None else self.labels[part]
+            part = self[start : start + size]
+            yield part.as_input(), part.labels
 
     def inputs(self, size: int = BATCH) -> Iterator[NDArray[Any]]:
         """Yield graph inputs, `size` at a time, without their labels."""
@@ -154,6 +166,31 @@ def load_photos(
         tuple(names),
         preprocessing or dataset.preprocessing,
         dataset.describe(),
+    )
+
+
+def check_for_calibration(photos: Photos) -> None:
+    """Refuse images that ranges cannot be measured on.
+
+    That takes at least two that differ and are not a single color each. Raises DatasetError.
+    """
+    pictures = set()
+    for crop in photos.images:
+        if (crop != crop[0, 0]).any():
+            pictures.add(hashlib.sha256(crop.tobytes()).digest())
+        if len(pictures) > 1:
+            return
+    if len(photos) == 1:
+        found = "a single image"
+    elif pictures:
+        found = (
+            f"only one picture in {len(photos)} images, the others being copies of it or of a single color"
+        )
+    else:
+        found = f"{len(photos)} images, each of a single color"
+    raise DatasetError(
+        f"{photos.description.source!r} has {found}; calibrate on at least 2 different photographs, "
+        "better 100 or more"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resnet_export.calibration.data.inputs import Inputs
+from resnet_export.calibration.data.photos import Inputs
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.runtime.errors import DatasetError, ExportError
 from resnet_export.runtime.parity.criteria.evaluate import Criterion, at_most, judge

@@ -21,7 +21,8 @@ from typing import Literal
 import msgspec
 import onnx
 
-from resnet_export.calibration.data.inputs import Feed, Inputs
+from resnet_export.calibration.data.inputs import Feed
+from resnet_export.calibration.data.photos import Inputs
 from resnet_export.calibration.improve.channel_scaling import rescale
 from resnet_export.calibration.observe.fingerprint import graph_hash
 from resnet_export.calibration.observe.ranges import METHODS, Method

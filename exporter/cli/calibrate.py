@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from resnet_export.calibration.data.dataset import check_for_calibration, open_dataset
+from resnet_export.calibration.data.dataset import open_dataset
+from resnet_export.calibration.data.photos import check_for_calibration, load_photos
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.graph_source import read_source
 from resnet_export.calibration.observe.table import encode_table
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.output import check_outputs, write_output
 from resnet_export.exporter.cli.progress import progress_bar
-from resnet_export.runtime.preprocess import to_input
 
 _BATCH = 8
 
@@ -59,13 +59,15 @@ def command(
     check_outputs({"--out": out}, {"BUNDLE|ONNX": source, "--calib": calib})
     graph = read_source(source)
     dataset = open_dataset(calib, preprocessing=graph.preprocessing, limit=calib_count, seed=seed)
-    check_for_calibration(dataset)
+    progress = progress_bar(quiet=quiet)
+    photos = load_photos(dataset, progress=progress)
+    check_for_calibration(photos)
     table = calibrate(
         graph.model,
-        (to_input(batch.images, graph.preprocessing) for batch in dataset.batches(_BATCH)),
+        photos.inputs(),
         methods=(calib_method,),
-        total=len(dataset),
-        progress=progress_bar(quiet=quiet),
+        total=len(photos),
+        progress=progress,
     )
     write_output(out, encode_table(table))
     if not quiet:

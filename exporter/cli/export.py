@@ -127,7 +127,7 @@ def _print_plan(subject: Subject, spec: ExportSpec, *, as_json: bool) -> None:
             f"{build.variant} for {' '.join(map(sm, build.targets))}" for build in subject.engines.builds
         ],
         "preprocessing": network.preprocessing.words,
-        "images": f"{len(subject.images.golden)} golden, {subject.images.source}",
+        "images": f"{len(subject.golden)} golden, {'bundled' if subject.golden.bundled else 'calibration'}",
         "megabytes": round(subject.bytes_needed / 1e6, 1),
     }
     if as_json:

@@ -1,51 +1,35 @@
-"""The real images that an export looks at: golden inputs, and the images that ranges are scanned on."""
+"""The real images that an export looks at: the user's calibration images, or the photographs of the package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from resnet_export.calibration.data.dataset import Dataset, check_for_calibration, open_dataset
-from resnet_export.exporter.models.photographs import photographs
+from resnet_export.calibration.data.dataset import open_dataset
+from resnet_export.calibration.data.photos import Photos, check_for_calibration, load_photos
+from resnet_export.exporter.models.photographs import bundled_photos
 from resnet_export.exporter.spec import ExportSpec
 from resnet_export.runtime.bundle.manifest import Preprocessing
+from resnet_export.runtime.progress import Progress, silent
 
 GOLDEN_COUNT = 20
 """Every stage and every backend runs them all, so each costs. From 18 on, one flipped prediction alone does not
 refute an agreement of 99 % (the upper end of its Wilson interval)."""
 
-_BATCH = 8
 
-
-@dataclass(frozen=True)
-class Images:
-    """`golden` uint8 [M, H, W, 3]; `batches()` starts a pass over all images, uint8 [n, H, W, 3] at a time.
-
-    `dataset` is where they come from when they are the user's, and None for the photographs of the package.
-    """
-
-    golden: NDArray[np.uint8]
-    batches: Callable[[], Iterator[NDArray[np.uint8]]]
-    dataset: Dataset | None
-
-    @property
-    def source(self) -> Literal["bundled", "calibration"]:
-        """Whose images they are, as the manifest says it."""
-        return "bundled" if self.dataset is None else "calibration"
-
-
-def choose_images(spec: ExportSpec, preprocessing: Preprocessing, labels: Sequence[str], seed: int) -> Images:
-    """Return the user's calibration images, or the photographs that ship with the package.
+def choose_photos(
+    spec: ExportSpec,
+    preprocessing: Preprocessing,
+    labels: Sequence[str],
+    seed: int,
+    *,
+    progress: Progress = silent,
+) -> Photos:
+    """Return the user's calibration images, or the photographs that ship with the package, decoded.
 
     Raises DatasetError when the calibration images cannot be read, or cannot be calibrated on.
     """
     if spec.calib is None:
-        crops = photographs(preprocessing.crop)
-        return Images(crops[:GOLDEN_COUNT], lambda: iter([crops]), None)
+        return bundled_photos(preprocessing)
     dataset = open_dataset(
         spec.calib,
         preprocessing=preprocessing,
@@ -54,7 +38,13 @@ def choose_images(spec: ExportSpec, preprocessing: Preprocessing, labels: Sequen
         labels=labels,
         num_classes=len(labels),
     )
-    check_for_calibration(dataset)
-    # Drawn from the whole set: the first of a folder would all be of its first classes.
-    golden = next(dataset.sample(GOLDEN_COUNT).batches(GOLDEN_COUNT)).images
-    return Images(golden, lambda: (batch.images for batch in dataset.batches(_BATCH)), dataset)
+    photos = load_photos(dataset, progress=progress)
+    check_for_calibration(photos)
+    return photos
+
+
+def choose_golden(photos: Photos, seed: int) -> Photos:
+    """Return the golden images, drawn from the whole set: the first of a folder would all be of its first classes."""
+    if photos.bundled:
+        return photos[:GOLDEN_COUNT]
+    return photos.draw(GOLDEN_COUNT, seed)

@@ -8,32 +8,26 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resnet_export.calibration.data.dataset import Dataset
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.parity.criteria.evaluate import labels_fit, labels_order
 from resnet_export.runtime.parity.measure.comparison import Tally
 from resnet_export.runtime.parity.measure.labels import Labeled
-from resnet_export.runtime.preprocess import to_input
-
-_BATCH = 8
 
 
-def label_notice(
-    fp32: onnx.ModelProto, images: Dataset, preprocessing: Preprocessing, labels: tuple[str, ...]
-) -> str | None:
+def label_notice(fp32: onnx.ModelProto, photos: Photos, labels: tuple[str, ...]) -> str | None:
     """Return one sentence on what the graph makes of labeled images, None where they have no labels.
 
     It says how many the graph gets right, and when the labels are not those of the network (`criteria.labels_fit`,
     `labels_order`). `labels` are the names of the network's classes.
     """
-    if images.labels is None:
+    if photos.labels is None:
         return None
     session = CpuSession(fp32.SerializeToString())
     tallies = []
-    for batch in images.batches(_BATCH):
-        logits: NDArray[Any] = np.asarray(session.run(to_input(batch.images, preprocessing))[0], np.float64)
-        tallies.append(Tally.of(logits, logits, labels=batch.labels))
+    for inputs, part in photos.batches():
+        logits: NDArray[Any] = np.asarray(session.run(inputs)[0], np.float64)
+        tallies.append(Tally.of(logits, logits, labels=part))
     found = sum(tallies[1:], tallies[0]).comparison().labeled
     return None if found is None else _sentence(found, labels)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from resnet_export.calibration.data.inputs import feed_of
+from resnet_export.calibration.data.inputs import Feed
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.observe.table import read_table
 from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.qdq import origins
 from resnet_export.calibration.search.evaluate import Limits
 from resnet_export.calibration.search.search import Int8Plan, SearchSpec, plan_from_table, plan_int8
-from resnet_export.exporter.golden.images import Images
 from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.facts import count_graph
 from resnet_export.exporter.graph.graph_artifact import Draft
@@ -23,7 +23,6 @@ from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.stage_check import Probe, compare
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.exporter.spec import ExportSpec
-from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress
@@ -36,8 +35,7 @@ _NAMES: Mapping[Target, str] = {"tensorrt": "int8.tensorrt", "cpu": "int8.cpu"}
 def find_plan(
     fp32: Draft,
     spec: ExportSpec,
-    images: Images,
-    preprocessing: Preprocessing,
+    photos: Photos,
     *,
     untrained: bool,
     progress: Progress,
@@ -59,8 +57,8 @@ def find_plan(
         round_weights=spec.round_weights,
     )
     table = None if spec.calib_table is None else read_table(spec.calib_table)
-    if images.dataset is not None:
-        feed = feed_of(images.dataset, preprocessing)
+    if not photos.bundled:
+        feed = Feed(photos.batches, len(photos))
         return plan_int8(model, feed, search, table=table, progress=progress)
     if table is None:
         raise RequestError(

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.preprocess import decode, prepare
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["natural_crops", "photographs"]
+__all__ = ["bundled_photos", "natural_crops", "photographs"]
 
 # Random resized crops as in Szegedy et al. 2014 (arXiv:1409.4842), section 6, but not below a quarter of the
 # area: the photographs are crops already.
@@ -30,6 +31,11 @@ def photographs(size: int) -> NDArray[np.uint8]:
     """Return every bundled photograph, whole, in the order of its file name: uint8 [N, size, size, 3], RGB."""
     square = Preprocessing(resize=size, crop=size)
     return np.stack([prepare(image, square) for image in _open()])
+
+
+def bundled_photos(preprocessing: Preprocessing) -> Photos:
+    """Return every bundled photograph, whole, as `photographs` does, for graphs with this preprocessing."""
+    return Photos.of(photographs(preprocessing.crop), preprocessing, kind="bundled")
 
 
 def natural_crops(count: int, size: int, seed: int) -> NDArray[np.uint8]:

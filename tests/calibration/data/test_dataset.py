@@ -21,7 +21,6 @@ from resnet_export.calibration.data import image_sources as sources
 from resnet_export.calibration.data.dataset import (
     Dataset,
     DatasetWarning,
-    check_for_calibration,
     open_dataset,
 )
 from resnet_export.runtime.bundle.manifest import Preprocessing
@@ -593,39 +592,6 @@ def test_numbers_below_one_are_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path, preprocessing=SMALL).batches(0)
 
 
-# Fit for calibration
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (pictures(1), "has a single image; calibrate on at least 2"),
-        (np.repeat(pictures(1), 9, axis=0), "only one picture in 9 images"),
-        (np.full((5, 24, 28, 3), 77, np.uint8), "has 5 images, each of a single color"),
-        (
-            np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(24 * 28 * 3).reshape(5, 24, 28, 3),
-            "has 5 images",
-        ),
-        (np.concatenate([pictures(1), np.zeros((3, 24, 28, 3), np.uint8)]), "only one picture in 4 images"),
-    ],
-    ids=["single", "copies", "constant", "constant but different", "one among constant ones"],
-)
-def test_images_that_no_range_can_be_measured_on_are_refused(
-    images: np.ndarray, message: str, tmp_path: Path
-) -> None:
-    np.savez(tmp_path / "data.npz", images=images)
-    with pytest.raises(DatasetError, match=message):
-        check_for_calibration(open_dataset(tmp_path / "data.npz", preprocessing=SMALL))
-
-
-def test_two_different_photographs_are_enough_and_all_that_is_read(tmp_path: Path) -> None:
-    paths = save_images(tmp_path, pictures(60))
-    dataset = open_dataset(tmp_path, preprocessing=SMALL)
-    for path in paths[20:]:
-        path.unlink()
-    check_for_calibration(dataset)
-
-
 # Imports
 
 
@@ -634,7 +600,7 @@ def test_reading_data_needs_neither_onnx_nor_torch() -> None:
         "import sys, resnet_export.calibration as calibration\n"
         "before = set(sys.modules)\n"
         "assert 'resnet_export.calibration.data.dataset' not in before\n"
-        "calibration.open_dataset, calibration.Batch, calibration.check_for_calibration\n"
+        "calibration.open_dataset, calibration.Batch\n"
         "heavy = {'onnx', 'onnxruntime', 'torch', 'click', 'openvino', 'PIL'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from resnet_export.calibration.data import photos as module
 from resnet_export.calibration.data.dataset import DatasetWarning, open_dataset
-from resnet_export.calibration.data.photos import Photos, load_photos
+from resnet_export.calibration.data.photos import Photos, check_for_calibration, load_photos
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import DatasetError
 from resnet_export.runtime.preprocess import load, to_input
@@ -134,6 +134,32 @@ def test_normalization_in_the_graph_leaves_the_crops_as_they_are(tmp_path: Path)
     dataset = open_dataset(tmp_path / "data.npz", preprocessing=SMALL)
     for photos in (load_photos(dataset, raw), load_photos(dataset).with_preprocessing(raw)):
         assert np.array_equal(np.concatenate(list(photos.inputs(2))), photos.images)
+
+
+# Fit for calibration
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (pictures(1), "has a single image; calibrate on at least 2"),
+        (np.repeat(pictures(1), 9, axis=0), "only one picture in 9 images"),
+        (np.full((5, 24, 28, 3), 77, np.uint8), "has 5 images, each of a single color"),
+        (
+            np.arange(5, dtype=np.uint8)[:, None, None, None].repeat(24 * 28 * 3).reshape(5, 24, 28, 3),
+            "has 5 images",
+        ),
+        (np.concatenate([pictures(1), np.zeros((3, 24, 28, 3), np.uint8)]), "only one picture in 4 images"),
+    ],
+    ids=["single", "copies", "constant", "constant but different", "one among constant ones"],
+)
+def test_images_that_no_range_can_be_measured_on_are_refused(images: np.ndarray, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        check_for_calibration(Photos.of(images, SMALL))
+
+
+def test_two_different_photographs_are_enough() -> None:
+    check_for_calibration(Photos.of(pictures(2), SMALL))
 
 
 # Larger than memory

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from resnet_export.calibration.data.dataset import Dataset, open_dataset
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.exporter.golden.label_check import label_notice
 from resnet_export.exporter.graph.export import simplify, to_onnx
 from resnet_export.exporter.graph.stage_check import eager_probe
@@ -35,16 +35,14 @@ def network(checkpoints: Path) -> onnx.ModelProto:
     ).model
 
 
-def dataset(folder: Path, labels: NDArray[np.int64] | None) -> Dataset:
+def photos(labels: NDArray[np.int64] | None) -> Photos:
     """Return held-out digits under these labels."""
-    arrays = {"images": trained.splits()[1].images[:IMAGES]} | ({} if labels is None else {"labels": labels})
-    np.savez(folder / "digits.npz", **arrays)
-    return open_dataset(folder / "digits.npz", preprocessing=PREPROCESSING, num_classes=CLASSES)
+    return Photos.of(trained.splits()[1].images[:IMAGES], PREPROCESSING, labels=labels)
 
 
-def test_the_share_that_the_network_gets_right_is_said(network: onnx.ModelProto, tmp_path: Path) -> None:
+def test_the_share_that_the_network_gets_right_is_said(network: onnx.ModelProto) -> None:
     labels = trained.splits()[1].labels[:IMAGES]
-    said = label_notice(network, dataset(tmp_path, labels), PREPROCESSING, NAMES)
+    said = label_notice(network, photos(labels), NAMES)
     assert said is not None
     share = float(said.partition("right on ")[2].partition(" %")[0])
     assert 95 <= share <= 100
@@ -52,22 +50,22 @@ def test_the_share_that_the_network_gets_right_is_said(network: onnx.ModelProto,
     assert "--labels" not in said
 
 
-def test_labels_of_other_classes_are_found_out(network: onnx.ModelProto, tmp_path: Path) -> None:
+def test_labels_of_other_classes_are_found_out(network: onnx.ModelProto) -> None:
     labels = (trained.splits()[1].labels[:IMAGES] + 1) % CLASSES
-    said = label_notice(network, dataset(tmp_path, labels), PREPROCESSING, NAMES)
+    said = label_notice(network, photos(labels), NAMES)
     assert said is not None
     assert "hardly more than by chance" in said
     assert "compare --labels" in said
 
 
-def test_two_classes_whose_labels_are_exchanged_are_named(network: onnx.ModelProto, tmp_path: Path) -> None:
+def test_two_classes_whose_labels_are_exchanged_are_named(network: onnx.ModelProto) -> None:
     table = np.arange(CLASSES)
     table[[3, 8]] = table[[8, 3]]
     labels = table[trained.splits()[1].labels[:IMAGES]]
-    said = label_notice(network, dataset(tmp_path, labels), PREPROCESSING, NAMES)
+    said = label_notice(network, photos(labels), NAMES)
     assert said is not None
     assert "(three → eight → three)" in said
 
 
-def test_images_without_labels_say_nothing(network: onnx.ModelProto, tmp_path: Path) -> None:
-    assert label_notice(network, dataset(tmp_path, None), PREPROCESSING, NAMES) is None
+def test_images_without_labels_say_nothing(network: onnx.ModelProto) -> None:
+    assert label_notice(network, photos(None), NAMES) is None

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from click.testing import CliRunner, Result
 
 from resnet_export.calibration.observe.table import read_table
@@ -226,3 +227,18 @@ def test_an_unknown_layer_in_keep_fp16_is_refused_with_the_layers_there_are(
     assert result.exit_code == 2
     assert "layer9.conv1" in result.stderr
     assert "layer4.1.conv2" in result.stderr
+
+
+def test_nothing_is_said_of_held_out_images_where_unreadable_ones_leave_too_few(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number, crop in enumerate(natural_crops(8, SIZE, seed=2)):
+        Image.fromarray(crop).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "photos" / "3.png").write_bytes(b"no image")  # eight would be enough, seven are not
+    out = tmp_path / "bundle"
+    given = ("--exclude", "none", "--engine", "none", "--out", out)
+    result = run(*EXPORT, "--int8", "--calib", tmp_path / "photos", *given)
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_text())
+    assert (report["int8"]["images"], report["int8"]["held_out"]) == (7, 0)
+    assert any("7 images are too few" in note for note in report["int8"]["notices"])
+    assert read_table(out / "calibration.json").images == 7
