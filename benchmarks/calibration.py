@@ -22,9 +22,9 @@ from benchmarks.harness import heading, interleave, interleave_processes, paired
 from resnet_export.calibration.observe.calibrate import observe_graph
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.runtime.bundle.manifest import BatchRange, Preprocessing
 from resnet_export.runtime.preprocess import normalize
+from tests.natural_crops import natural_crops
 
 ROUNDS = 3
 IMAGES = 64

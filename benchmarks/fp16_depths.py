@@ -21,11 +21,12 @@ from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.stage_check import eager_probe
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.exporter.models.classifier import build_network
-from resnet_export.exporter.models.photographs import natural_crops, photographs
+from resnet_export.exporter.models.photographs import photographs
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
 from resnet_export.runtime.preprocess import normalize
+from tests.natural_crops import natural_crops
 
 CROPS = 512
 BATCH = 8

@@ -19,10 +19,10 @@ import numpy as np
 
 from benchmarks.harness import heading
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.runtime import open_session
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
 from resnet_export.runtime.preprocess import to_input
+from tests.natural_crops import natural_crops
 
 CALIBRATION, CROPS, BATCH, SIZE = 256, 512, 8, 224
 GRAPHS = ("int8.tensorrt", "int8.cpu")

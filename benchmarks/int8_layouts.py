@@ -32,10 +32,10 @@ from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import emit
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.exporter.models.classifier import build_network
-from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize
+from tests.natural_crops import natural_crops
 
 THREADS = 2
 ROUNDS = 40

@@ -25,9 +25,9 @@ import numpy as np
 
 from benchmarks.harness import heading
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.runtime.parity import Batch, run_parity
 from resnet_export.runtime.parity.report.schema import ParityReport
+from tests.natural_crops import natural_crops
 
 DEPTHS = (18, 34, 50, 101, 152)
 BATCH = 8

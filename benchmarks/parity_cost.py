@@ -28,7 +28,6 @@ from PIL import Image
 
 from benchmarks.harness import heading, run_process
 from resnet_export.calibration.data.dataset import open_dataset
-from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.parity import Batch, run_parity
@@ -38,6 +37,7 @@ from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.host import probe
 from resnet_export.runtime.session import open_session
+from tests.natural_crops import natural_crops
 
 _DISTINCT = 100  # crops that are drawn; more images repeat them
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from benchmarks.harness import heading
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.runtime.parity import Batch, run_parity
 from resnet_export.runtime.parity.criteria.tolerances import TABLE
 from resnet_export.runtime.parity.measure.metrics import Figures
 from resnet_export.runtime.precision import Precision
+from tests.natural_crops import natural_crops
 
 SIZE = 224
 BATCH = 8

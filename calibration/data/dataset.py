@@ -95,7 +95,6 @@ class Dataset:
         listing: Listing,
         selected: Sequence[int],
         preprocessing: Preprocessing,
-        seed: int,
         workers: int,
     ) -> None:
         self.source = source
@@ -106,7 +105,6 @@ class Dataset:
         self.notes = listing.notes
         self._listing = listing
         self._selected = tuple(selected)
-        self._seed = seed
         self._workers = workers
         self._description: Description | None = None
 
@@ -133,25 +131,6 @@ class Dataset:
         if self._description is None:
             raise DatasetError(f"{str(self.source)!r} was not read to its end; read it again")
         return self._description
-
-    def sample(self, count: int) -> Dataset:
-        """Return `count` of the images (all, if there are fewer), drawn as `open_dataset` draws."""
-        return self._part(draw(self.names, self.labels, count, self._seed))
-
-    def split(self, held_back: int) -> tuple[Dataset, Dataset]:
-        """Return the data set without `held_back` images, and those images, which are `sample(held_back)`."""
-        if not 0 < held_back < len(self):
-            raise DatasetError(
-                f"{held_back} of {len(self)} images cannot be held out, expected 1 to {len(self) - 1}; "
-                "give more images"
-            )
-        held = draw(self.names, self.labels, held_back, self._seed)
-        rest = sorted(set(range(len(self))) - set(held))
-        return self._part(rest), self._part(held)
-
-    def _part(self, positions: Sequence[int]) -> Dataset:
-        selected = [self._selected[position] for position in positions]
-        return Dataset(self.source, self._listing, selected, self.preprocessing, self._seed, self._workers)
 
     def _batches(self, batch_size: int) -> Iterator[Batch]:
         digest = _hash("uint8", (self.preprocessing.crop, self.preprocessing.crop, 3))
@@ -262,7 +241,7 @@ def open_dataset(
         warnings.warn(note, DatasetWarning, stacklevel=2)
     total = len(listing.names)
     selected = range(total) if limit is None else draw(listing.names, listing.labels, limit, seed)
-    return Dataset(path, listing, selected, preprocessing, seed, workers)
+    return Dataset(path, listing, selected, preprocessing, workers)
 
 
 def hash_crops(images: NDArray[Any]) -> str:

@@ -19,13 +19,13 @@ from click.testing import CliRunner
 from resnet_export.exporter import ExportSpec, ModelSpec, export, pipeline
 from resnet_export.exporter.cli import cli
 from resnet_export.exporter.models.classifier import build_network
-from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.runtime import open_session
 from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import BatchRange, read_manifest, verify_bundle
 from resnet_export.runtime.parity.report.schema import decode_report
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import normalize
+from tests.natural_crops import natural_crops
 
 SIZE = 64
 MODEL = ModelSpec(depth=18, image_size=SIZE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_export.exporter.models.photographs import natural_crops
+from tests.natural_crops import natural_crops
 
 COMMAND = (sys.executable, "-c", "from resnet_export.exporter.cli import main; main()", "parity")
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.runtime.parity import ParityReport, decode_report
 from resnet_export.runtime.parity.report.schema import Entry, failure
 from resnet_export.runtime.precision import Precision
+from tests.natural_crops import natural_crops
 
 BACKENDS = ("onnxruntime", "openvino")
 SIZE = 40

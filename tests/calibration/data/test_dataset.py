@@ -296,25 +296,6 @@ def test_a_stratified_sample_keeps_each_class_within_one_of_its_share(
     assert labels[indices].tolist() == dataset.labels.tolist()
 
 
-def test_a_split_holds_back_a_stratified_part_and_keeps_the_rest(tmp_path: Path) -> None:
-    labels = np.arange(60) % 3
-    np.savez(tmp_path / "images.npz", images=pictures(60), labels=labels)
-    dataset = open_dataset(tmp_path / "images.npz", preprocessing=SMALL, limit=30)
-    rest, held = dataset.split(6)
-    assert held.labels is not None
-    assert sorted(held.labels.tolist()) == [0, 0, 1, 1, 2, 2]
-    assert sorted(rest.names + held.names) == sorted(dataset.names)
-    crops, names = everything(dataset)
-    for part in (rest, held):
-        found, part_names = everything(part)
-        assert np.array_equal(found, crops[[names.index(name) for name in part_names]])
-    assert dataset.sample(6).names == held.names
-    assert dataset.sample(99).names == dataset.names
-    for count in (0, 30):
-        with pytest.raises(DatasetError, match="expected 1 to 29"):
-            dataset.split(count)
-
-
 # Unreadable images
 
 

@@ -10,17 +10,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import Image
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from resnet_export.calibration.observe.table import read_table
 from resnet_export.exporter.cli import cli
 from resnet_export.exporter.models.classifier import build_network
-from resnet_export.exporter.models.photographs import natural_crops
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.layer_report import read_reports
 from resnet_export.runtime.bundle.manifest import read_manifest, verify_bundle
 from resnet_export.runtime.precision import Precision
+from tests.natural_crops import natural_crops
 
 SIZE = 64
 EXPORT = ("--depth", "18", "--image-size", str(SIZE), "--batch", "1,2,4")

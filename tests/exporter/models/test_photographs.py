@@ -1,4 +1,4 @@
-"""The bundled photographs, their provenance, and crops of them."""
+"""The bundled photographs and their provenance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from resnet_export.exporter.models.photographs import natural_crops, photographs
+from resnet_export.exporter.models.photographs import photographs
 
 FOLDER = files("resnet_export.exporter") / "data" / "photos"
 NAMES = sorted(path.name for path in FOLDER.iterdir() if path.name.endswith(".jpg"))
@@ -87,20 +87,3 @@ def test_photographs_are_colour_pictures_with_content() -> None:
     for name, image in zip(NAMES, photographs(64).astype(float), strict=True):
         assert image.std() > 15, name
         assert np.abs(image - image.mean(axis=-1, keepdims=True)).mean() > 1, name
-
-
-def test_natural_crops_are_decided_by_their_seed() -> None:
-    one = natural_crops(20, 32, seed=3)
-    assert one.dtype == np.uint8
-    assert one.shape == (20, 32, 32, 3)
-    np.testing.assert_array_equal(one, natural_crops(20, 32, seed=3))
-    assert not np.array_equal(one, natural_crops(20, 32, seed=4))
-
-
-def test_natural_crops_are_all_different() -> None:
-    crops = natural_crops(500, 16, seed=0)
-    assert len({crop.tobytes() for crop in crops}) == 500
-
-
-def test_no_crops_are_no_crops() -> None:
-    assert natural_crops(0, 16, seed=0).shape == (0, 16, 16, 3)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnet_export.exporter.models.photographs import natural_crops, photographs
+from resnet_export.exporter.models.photographs import photographs
 from resnet_export.exporter.models.resnet import BasicBlock, Bottleneck, ResNet, build, initialize
 from resnet_export.exporter.models.zoo import ZOO, Architecture
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize
+from tests.natural_crops import natural_crops
 
 
 def _normalized(images: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
