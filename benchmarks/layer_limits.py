@@ -55,7 +55,7 @@ def requantized(bundle: str) -> Iterator[tuple[str, Layerwise]]:
 def row(bundle: str, name: str, found: Layerwise) -> list[str]:
     """Return the worst figures of one graph."""
     own = {
-        kind: [one.own_error for one in found.layers if one.kind == kind and one.own_error is not None]
+        kind: [one.local_error for one in found.layers if one.kind == kind and one.local_error is not None]
         for kind in LIMITS
     }
     gains = [abs(one.gain - 1) for one in found.layers if one.gain is not None]
@@ -72,7 +72,7 @@ def main() -> None:
     for bundle in sys.argv[1:]:
         rows += [row(bundle, one.artifact, one) for one in compare_artifacts(bundle)]
         rows += [row(bundle, name, one) for name, one in requantized(bundle)]
-    headers = ["bundle", "graph", *LIMITS, "gain", "coarseness", "perturbation", "departs"]
+    headers = ["bundle", "graph", *LIMITS, "gain", "coarseness", "perturbation", "diverges"]
     print(tabulate(rows, headers=headers, disable_numparse=True))
 
 

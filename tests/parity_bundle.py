@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from resnet_export.runtime.bundle.golden import Golden, encode_golden
 from resnet_export.runtime.bundle.manifest import MANIFEST_NAME, WeightsInfo, encode_manifest, read_manifest
-from resnet_export.runtime.parity.criteria.tolerances import for_manifest
+from resnet_export.runtime.parity.criteria.tolerances import Tolerances
 from resnet_export.runtime.precision import Precision, Tolerance
 from resnet_export.runtime.preprocess import normalize
 from tests import tiny_bundle
@@ -93,7 +93,9 @@ def write(
         manifest,
         golden=golden,
         model=model,
-        tolerances=dict(for_manifest(untrained=not trained) if tolerances is None else tolerances),
+        tolerances=dict(
+            Tolerances.shipped(untrained=not trained).by_name() if tolerances is None else tolerances
+        ),
     )
     (folder / MANIFEST_NAME).write_bytes(encode_manifest(changed))
     return folder

@@ -61,8 +61,8 @@ def with_layers(
     report: ParityReport, node: str = "layer2.0.conv1", module: str = "layer2.0.conv1"
 ) -> ParityReport:
     """Add layers to a report: twelve that keep their limit and one, `node`, that does not."""
-    layers = [_layer(f"layer{i}.conv", f"layer{i}.conv", 2e-3 * (i + 1), departs=False) for i in range(12)]
-    first = _layer(node, module, 1.5, departs=True)
+    layers = [_layer(f"layer{i}.conv", f"layer{i}.conv", 2e-3 * (i + 1), diverges=False) for i in range(12)]
+    first = _layer(node, module, 1.5, diverges=True)
     layers.insert(7, first)
     found = Layerwise(
         artifact=INT8_CPU.name,
@@ -75,12 +75,12 @@ def with_layers(
         unpaired=(),
         perturbation_db=None,
         notes=(),
-        sentence=f"{INT8_CPU.name} departs at {first.node}",
+        sentence=f"{INT8_CPU.name} diverges at {first.node}",
     )
     return msgspec.structs.replace(report, layerwise=(found,))
 
 
-def _layer(node: str, module: str, error: float, *, departs: bool) -> LayerFigure:
+def _layer(node: str, module: str, error: float, *, diverges: bool) -> LayerFigure:
     ratio = -20 * math.log10(error)
     return LayerFigure(
         node=node,
@@ -89,15 +89,15 @@ def _layer(node: str, module: str, error: float, *, departs: bool) -> LayerFigur
         kind="weights",
         snr_db=ratio,
         relative_error=error,
-        own_snr_db=ratio,
-        own_error=error,
+        local_snr_db=ratio,
+        local_error=error,
         limit=0.06,
         non_finite=0,
         gain=1.0,
         coarseness=None,
-        departs=departs,
+        diverges=diverges,
         missing=False,
-        reason="an error that rounding does not explain" if departs else "",
+        reason="an error that rounding does not explain" if diverges else "",
     )
 
 

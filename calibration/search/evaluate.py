@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from resnet_export.calibration.data.photos import Inputs
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.runtime.errors import DatasetError, ExportError
-from resnet_export.runtime.parity.criteria.evaluate import Criterion, at_most, judge
-from resnet_export.runtime.parity.criteria.tolerances import near_tie_width, tolerance_for
+from resnet_export.runtime.parity.criteria.criterion import Criterion, at_most
+from resnet_export.runtime.parity.criteria.table import Evidence, bound, describe, evaluate, title
+from resnet_export.runtime.parity.criteria.tolerances import Tolerances, near_tie_width
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
-from resnet_export.runtime.parity.report.schema import bound, describe
 from resnet_export.runtime.parity.report.search_report import Validation
 from resnet_export.runtime.precision import Precision, Tolerance
 
@@ -30,18 +30,17 @@ images and another backend than it was seen to be, and a bundle must not fail fo
 class Limits:
     """What an INT8 graph may lose: what every parity check allows it, less some room, and the user's own budget.
 
-    `untrained` takes the limits for networks with random weights and so many `layers_in_series`. `max_drop` is in
-    percentage points of top-1 accuracy, or of agreement where there are no labels; None sets no budget.
+    `tolerances` are the network's. `max_drop` is in percentage points of top-1 accuracy, or of top-1 agreement where
+    there are no labels; None sets no budget.
     """
 
-    untrained: bool = False
-    layers_in_series: int | None = None
+    tolerances: Tolerances = field(default_factory=Tolerances.shipped)
     max_drop: float | None = None
 
     @property
     def parity(self) -> Tolerance:
         """The limits that parity has for INT8."""
-        return tolerance_for(Precision.INT8, untrained=self.untrained, layers_in_series=self.layers_in_series)
+        return self.tolerances[Precision.INT8]
 
     @property
     def tolerance(self) -> Tolerance:
@@ -56,7 +55,9 @@ class Limits:
 
     def criteria(self, figures: Figures, accuracy_drop: float | None) -> tuple[Criterion, ...]:
         """Hold a graph's figures to the limits. `accuracy_drop` is in percentage points, None without labels."""
-        found = judge(figures, self.tolerance, near_ties_agree=self.untrained)
+        found = evaluate(
+            Evidence(figures=figures, tolerance=self.tolerance, untrained=self.tolerances.untrained)
+        )
         if self.max_drop is None:
             return found
         if accuracy_drop is None:
@@ -131,11 +132,11 @@ class Judge:
         )
 
     def limit(self) -> str:
-        """Return what trial graphs are held to, in words: "relative error ≤ 0.1, centered cosine ≥ 0.995"."""
+        """Return what trial graphs are held to, in words: "relative error ≤ 0.1, top-1 agreement ≥ 95 %"."""
         nothing = Metrics.of(self.logits, self.logits).result()
         criteria = self.limits.criteria(nothing, None if self.labels is None else 0.0)
         named = (one for one in criteria if one.name != "finite")  # which goes without saying
-        return ", ".join(f"{one.name.replace('_', ' ')} {bound(one)}" for one in named)
+        return ", ".join(f"{title(one)} {bound(one)}" for one in named)
 
     def images(self) -> Iterator[NDArray[Any]]:
         """Yield the batches of one pass over the images."""

@@ -21,7 +21,7 @@ from resnet_export.runtime.bundle.manifest import (
     Provenance,
     TensorSpec,
 )
-from resnet_export.runtime.parity.criteria.tolerances import for_manifest
+from resnet_export.runtime.parity.criteria.tolerances import Tolerances
 
 # The packages whose versions decide what comes out of an export.
 _MAKERS = ("resnet-export", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy", "pillow")
@@ -50,9 +50,9 @@ def describe(
         batch=spec.batch,
         preprocessing=preprocessing,
         labels=network.labels,
-        tolerances=for_manifest(
+        tolerances=Tolerances.shipped(
             untrained=network.info.weights.source == "untrained", layers_in_series=facts.layers_in_series
-        ),
+        ).by_name(),
         artifacts=tuple(_artifact(draft, file) for draft, file in artifacts),
         golden=golden,
         modules=modules,

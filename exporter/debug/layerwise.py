@@ -33,7 +33,7 @@ from resnet_export.runtime.parity.attribution.layers import (
     LayerSums,
     Layerwise,
     coarseness_limit,
-    first_departure,
+    first_divergence,
     layer_figure,
     snr_db,
     summary,
@@ -174,7 +174,7 @@ class _Source:
         if not sound:
             raise ExportError("no other artifact is within tolerance, with which it could be compared")
         best = min(sound, key=lambda one: _EXACTNESS.index(one.precision))
-        note = f"seen from {best.name}, which is within tolerance: what departs is the fp32 graph"
+        note = f"seen from {best.name}, which is within tolerance: what diverges is the fp32 graph"
         return self.compare(best, artifact.name, (note,))
 
     def _batches(self) -> Iterator[NDArray[Any]]:
@@ -260,7 +260,7 @@ def compare_layers(
         provider=_PROVIDER,
         precision=precision,
         images=images,
-        first=first_departure(layers),
+        first=first_divergence(layers),
         layers=layers,
         unpaired=copy.pairing.unpaired,
         perturbation_db=snr_db(perturbation.relative_error),

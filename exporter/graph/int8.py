@@ -24,6 +24,7 @@ from resnet_export.exporter.graph.stage_check import Probe, compare
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.exporter.spec import ExportSpec
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.parity.criteria.tolerances import Tolerances
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress
 
@@ -50,7 +51,8 @@ def find_plan(
         method=spec.calib_method,
         exclude=spec.exclude,
         limits=Limits(
-            untrained=untrained, layers_in_series=count_graph(model).layers_in_series, max_drop=spec.max_drop
+            Tolerances.shipped(untrained=untrained, layers_in_series=count_graph(model).layers_in_series),
+            spec.max_drop,
         ),
         equalize=spec.equalize,
         correct_bias=spec.correct_bias,

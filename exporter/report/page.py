@@ -24,7 +24,7 @@ from resnet_export.exporter.report.charts.waterfall import waterfall
 from resnet_export.exporter.report.flipped_images import flips_in_all, tiles
 from resnet_export.exporter.report.report_data import SHOWN, Material
 from resnet_export.exporter.report.verdict_table import COLUMNS, columns, judged, run_rows
-from resnet_export.runtime.parity.criteria.evaluate import MIN_ACCURACY, Criterion
+from resnet_export.runtime.parity.criteria.criterion import Criterion
 from resnet_export.runtime.parity.measure.comparison import KEPT_FLIPS
 from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
 from resnet_export.runtime.parity.report.text import details, weights
@@ -106,7 +106,7 @@ def stage_charts(report: ParityReport) -> tuple[Chart, ...]:
             title=entry.title,
             svg=waterfall(entry.attribution, f"stages{i}"),
             note=entry.attribution.sentence.removeprefix(f"{entry.title}: "),
-            bad=entry.attribution.departs is not None,
+            bad=entry.attribution.diverges is not None,
         )
         for i, entry in enumerate(report.entries)
         if entry.attribution is not None
@@ -132,7 +132,7 @@ def proportion_charts(report: ParityReport) -> tuple[Chart, ...]:
     charts = []
     for images, where in (("golden", "golden images"), ("data", "validation images")):
         checked = [(e, c) for e in report.entries for c in e.checks if c.images == images]
-        compared = [(e, c) for e, c in checked if any(x.name == "finite" for x in c.criteria)]
+        compared = [(e, c) for e, c in checked if not c.is_reference]
         if compared:
             count, reference = compared[0][1].comparison.figures.images, compared[0][1].reference
             charts.append(
@@ -164,9 +164,9 @@ def _labelled_charts(checked: list[tuple[Entry, Check]]) -> list[Chart]:
             value=100 * found.candidate_accuracy,
             low=100 * found.candidate_interval.low,
             high=100 * found.candidate_interval.high,
-            limit=next((c.limit for c in check.criteria if c.name == MIN_ACCURACY), None),
+            limit=next((c.limit for c in check.criteria if c.name == "min_accuracy"), None),
             precision=entry.ran,
-            passed=_holds(check, "max_drop", "accuracy_drop", MIN_ACCURACY),
+            passed=_holds(check, "max_drop", "accuracy_drop", "min_accuracy"),
         )
         for entry, check, found in with_labels
     ]
@@ -182,7 +182,7 @@ def _labelled_charts(checked: list[tuple[Entry, Check]]) -> list[Chart]:
             passed=_holds(check, "max_drop", "accuracy_drop"),
         )
         for entry, check, found in with_labels
-        if any(criterion.name == "finite" for criterion in check.criteria)
+        if not check.is_reference
     ]
     charts = [
         Chart(

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from resnet_export.exporter.report.charts.svg import scientific
-from resnet_export.runtime.parity.criteria.evaluate import Criterion
-from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport, bound, number
+from resnet_export.runtime.parity.criteria.criterion import Criterion
+from resnet_export.runtime.parity.criteria.table import bound, title, value
+from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
 
 COLUMNS = (
     "artifact",
     "backend",
     "ran in",
     "relative error",
-    "centered cosine",
+    "centered cosine similarity",
     "agreement, golden",
     "agreement, data",
     "accuracy",
@@ -118,11 +119,10 @@ def _cells(entry: Entry) -> tuple[str, ...]:
 
 
 def _row(criterion: Criterion, images: str) -> CriterionRow:
-    value = "undefined" if criterion.value is None else number(criterion.value, criterion.limit)
     return CriterionRow(
         images=images,
-        name=criterion.name.replace("_", " "),
-        value=value,
+        name=title(criterion),
+        value=value(criterion),
         limit=bound(criterion),
         passed=criterion.passed,
         detail=criterion.detail,

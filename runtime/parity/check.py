@@ -22,9 +22,10 @@ from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.errors import BundleError, NoBackendError, RequestError
 from resnet_export.runtime.parity.attribution.diagnosis import blame, hint, suspects
 from resnet_export.runtime.parity.attribution.layers import Layerwise
-from resnet_export.runtime.parity.criteria.tolerances import loosened, overrides_of
+from resnet_export.runtime.parity.criteria.loosened import loosened
+from resnet_export.runtime.parity.criteria.tolerances import Tolerances, overrides_of
 from resnet_export.runtime.parity.data_check import ADD_EAGER, check_data, inputs
-from resnet_export.runtime.parity.golden_check import Limits, Subject, check_golden, require_same
+from resnet_export.runtime.parity.golden_check import CheckContext, CheckedRun, check_golden, require_same
 from resnet_export.runtime.parity.measure.comparison import ImageBatch, Runner
 from resnet_export.runtime.parity.measure.metrics import varies
 from resnet_export.runtime.parity.plan import Plan, is_reference, plan
@@ -106,27 +107,29 @@ def run_parity(
     normalized = manifest.preprocessing.in_graph or all(
         criterion.passed for criterion in drift if criterion.name == NORMALIZE
     )
-    limits = Limits(
+    shipped = Tolerances.shipped_for(manifest)
+    context = CheckContext(
         manifest,
         golden,
         asked,
-        overrides,
+        shipped.replaced(manifest.tolerances, overrides),
+        host,
         input_differs=not normalized,
         full_batches_known=frozenset(full_batches_known),
     )
-    stream = None if batches is None else inputs(batches, limits)
+    stream = None if batches is None else inputs(batches, context)
 
     with ExitStack() as stack:
-        subjects = tuple(
-            check_golden(bundle, run, limits, host, spec.threads, stack, keep=stream is not None)
+        runs = tuple(
+            check_golden(bundle, run, context, stack, keep=stream is not None)
             for run in progress(planned.runs, "golden images", len(planned.runs))
         )
-        said = _notes(limits, subjects)
+        said = _notes(context, loosened(shipped, context.tolerances, overrides), runs)
         if stream is not None:
-            subjects, remarks = check_data(subjects, progress(stream, "validation images"), limits, eager)
+            runs, remarks = check_data(runs, progress(stream, "validation images"), context, eager)
             said += remarks
-    entries = tuple(subject.entry for subject in subjects)
-    logits = {subject.entry.key: subject.golden for subject in subjects if subject.golden is not None}
+    entries = tuple(run.entry for run in runs)
+    logits = {run.entry.key: run.golden for run in runs if run.golden is not None}
     stage = blame(entries, drift, varies=varies(golden.logits[EAGER]))
     layerwise, unmeasured = (
         ((), ()) if compare_layers is None else compare_layers(entries, suspects(entries, drift, stage))
@@ -149,11 +152,7 @@ def run_parity(
         times={
             "started": started.isoformat(timespec="seconds"),
             "seconds": time.perf_counter() - clock,
-            "running": {
-                subject.entry.key: subject.runner.seconds
-                for subject in subjects
-                if subject.runner is not None
-            },
+            "running": context.seconds,
             **(times or {}),
         },
     )
@@ -216,19 +215,14 @@ def _require_comparison(asked: ParitySpec, planned: Plan) -> None:
         )
 
 
-def _notes(limits: Limits, subjects: tuple[Subject, ...]) -> tuple[str, ...]:
-    notes = [" ".join(notice.split()) for notice in limits.manifest.provenance.notices]
-    if limits.golden.sample is None:
+def _notes(context: CheckContext, looser: tuple[str, ...], runs: tuple[CheckedRun, ...]) -> tuple[str, ...]:
+    notes = [" ".join(notice.split()) for notice in context.manifest.provenance.notices]
+    if context.golden.sample is None:
         notes.append("the bundle holds no sample of its preprocessing, which was not checked")
-    notes += loosened(
-        limits.manifest.tolerances,
-        limits.overrides,
-        untrained=limits.untrained,
-        layers_in_series=limits.manifest.graph.layers_in_series,
-    )
-    checks = [check for subject in subjects for check in subject.entry.checks]
+    notes += looser
+    checks = [check for run in runs for check in run.entry.checks]
     classes = checks[0].comparison.figures.reference_classes if checks else _FEW_CLASSES
-    if not varies(limits.golden.logits[EAGER]):
+    if not varies(context.golden.logits[EAGER]):
         notes.append(
             "the network itself gives every golden image the same logits, so that nothing can be told of its "
             "artifacts; look at the checkpoint that was exported"

@@ -48,10 +48,10 @@ def layer_chart(found: Layerwise, name: str) -> Markup:
     margin = 0.08 * (high - low) or 5.0
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(0.5, max(len(order), 1) + 0.5)
-    departing = [i for i, layer in enumerate(found.layers) if layer.departs]
-    heights = np.interp(departing, known or [0], shown)
+    diverging = [i for i, layer in enumerate(found.layers) if layer.diverges]
+    heights = np.interp(diverging, known or [0], shown)
     axes.plot(
-        [order[i] for i in departing],
+        [order[i] for i in diverging],
         heights,
         marker="X",
         markersize=9,
@@ -59,13 +59,13 @@ def layer_chart(found: Layerwise, name: str) -> Markup:
         linestyle="none",
         clip_on=False,
     )
-    if departing:
-        x = order[departing[0]]
+    if diverging:
+        x = order[diverging[0]]
         axes.axvline(x, color=color("bad"), linewidth=1, dashes=(3, 3))
         across = (x - 0.5) / len(order) * (WIDTH - _LEFT - _RIGHT)
         room = {"left": WIDTH - _LEFT - across, "right": _LEFT + across}
         side = max(room, key=lambda side: room[side])
-        label = fitted(found.layers[departing[0]].node, room[side], bold=True)
+        label = fitted(found.layers[diverging[0]].node, room[side], bold=True)
         write(
             axes,
             x,

@@ -18,7 +18,7 @@ from resnet_export.exporter.report.charts.svg import (
     to_svg,
     write,
 )
-from resnet_export.runtime.parity.attribution.stages import Attribution, StageError
+from resnet_export.runtime.parity.attribution.stages import Attribution, StepError
 
 _ROW, _TOP = 26, 4
 _NAME, _FIGURES = 78, 124  # left of the bars, and right of them
@@ -65,7 +65,7 @@ def waterfall(found: Attribution, name: str) -> Markup:
     return to_svg(figure, name, found.sentence)
 
 
-def _figures(stage: StageError) -> str:
+def _figures(stage: StepError) -> str:
     mark = "" if stage.passed else "✕ "
     if stage.non_finite:
         return f"{mark}{stage.non_finite} not finite"

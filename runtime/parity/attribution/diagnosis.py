@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.runtime.parity.attribution.stages import BACKEND
-from resnet_export.runtime.parity.criteria.evaluate import LABEL_CRITERIA, MIN_ACCURACY, Criterion
+from resnet_export.runtime.parity.criteria.criterion import Criterion
+from resnet_export.runtime.parity.criteria.table import Cause, cause
 from resnet_export.runtime.parity.measure.metrics import relative_error
 from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, PREPROCESSING, advice
 from resnet_export.runtime.parity.report.schema import Entry
@@ -27,7 +28,7 @@ def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varie
 
     1. `preprocessing`, when the bundle's sample does not become what it became at the export: every figure on
        this host may then be wrong.
-    2. `checkpoint`, when the network itself gives every golden image the same logits, and no recorded stage departs.
+    2. `checkpoint`, when the network itself gives every golden image the same logits, and no recorded stage diverges.
     3. The earliest stage, in the order of the line, whose step by itself breaks its limits in an artifact that failed;
        an artifact that could not be opened or run, or that computes another thing in other batches or than was
        recorded, counts as `backend`.
@@ -44,11 +45,11 @@ def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varie
     wrong = [entry for entry in failed if _artifact_failed(entry, beside)]
     if not wrong:
         return LABELS
-    departing = [found for entry in wrong for found in _departure(entry)]
-    if not varies and all(stage == BACKEND for _, stage in departing):
+    diverging = [found for entry in wrong for found in _divergence(entry)]
+    if not varies and all(stage == BACKEND for _, stage in diverging):
         return CHECKPOINT
-    if departing:
-        return min(departing)[1]
+    if diverging:
+        return min(diverging)[1]
     largest = (entry.attribution.largest for entry in wrong if entry.attribution)
     return next((stage for stage in largest if stage is not None), None)
 
@@ -82,7 +83,7 @@ def hint(
         return f"so {advice(preprocessing)}"
     if stage == CHECKPOINT:
         return "since the network itself gives every golden image the same logits"
-    if stage == LABELS and MIN_ACCURACY in _beside_artifacts(entries):
+    if stage == LABELS and "checkpoint or labels" in _beside_artifacts(entries):
         return (
             "since every run is below the accuracy demanded; compare the labels, the preprocessing that the export was "
             "told, and the checkpoint"
@@ -93,7 +94,7 @@ def hint(
 
 
 def _alike(entries: Sequence[Entry], golden: Mapping[str, NDArray[np.float32]]) -> bool:
-    """Whether each artifact that departs in the backend does so on several backends, which agree with one another."""
+    """Whether each artifact that diverges in the backend does so on several backends, which agree with one another."""
     by_artifact: dict[str, list[Entry]] = {}
     for entry in entries:
         by_artifact.setdefault(entry.artifact, []).append(entry)
@@ -107,45 +108,51 @@ def _alike(entries: Sequence[Entry], golden: Mapping[str, NDArray[np.float32]]) 
 
 
 def _left_the_record(entry: Entry) -> bool:
-    departs = entry.attribution is not None and entry.attribution.departs == BACKEND
-    return not entry.passed and (departs or "reproduced" in set(_broken(entry)))
+    diverges = entry.attribution is not None and entry.attribution.diverges == BACKEND
+    return not entry.passed and (diverges or any(one.name == "matches_recorded" for one in _broken(entry)))
 
 
 def _agree(one: Entry, other: Entry, golden: Mapping[str, NDArray[np.float32]]) -> bool:
     limits = [entry.tolerance.relative_error for entry in (one, other)]
-    error = relative_error(golden[one.key], golden[other.key])
+    error = relative_error(golden[other.key], golden[one.key])
     return error is not None and all(limit is not None and error <= limit for limit in limits)
 
 
-def _beside_artifacts(entries: Sequence[Entry]) -> frozenset[str]:
-    """Return the criteria that blame no artifact: those of labels, and an accuracy that no run has, fp32 included."""
-    asked = [entry for entry in entries if MIN_ACCURACY in _criteria(entry)]
-    shared = bool(asked) and all(MIN_ACCURACY in _broken(entry) for entry in asked)
-    return LABEL_CRITERIA | ({MIN_ACCURACY} if shared else frozenset())
+def _beside_artifacts(entries: Sequence[Entry]) -> frozenset[Cause]:
+    """Return the causes that are no artifact: labels, and an accuracy that no run has, fp32 included."""
+    shared: Cause = "checkpoint or labels"
+    asked = [entry for entry in entries if any(cause(one) == shared for one in _criteria(entry))]
+    lacking = bool(asked) and all(any(cause(one) == shared for one in _broken(entry)) for entry in asked)
+    return frozenset({"labels", shared} if lacking else {"labels"})
 
 
-def _criteria(entry: Entry) -> Iterator[str]:
-    return (criterion.name for check in entry.checks for criterion in check.criteria)
-
-
-def _artifact_failed(entry: Entry, beside: frozenset[str]) -> bool:
-    """Whether the artifact itself is outside its limits, and not only of the criteria in `beside`."""
+def _artifact_failed(entry: Entry, beside: frozenset[Cause]) -> bool:
+    """Whether the artifact itself is outside its limits, and not only for a cause in `beside`."""
     if entry.passed:
         return False
-    return bool(entry.error or entry.refusal or not entry.checks or set(_broken(entry)) - beside)
+    return bool(
+        entry.error
+        or entry.refusal
+        or not entry.checks
+        or any(cause(criterion) not in beside for criterion in _broken(entry))
+    )
 
 
-def _broken(entry: Entry) -> Iterator[str]:
-    return (criterion.name for check in entry.checks for criterion in check.criteria if not criterion.passed)
+def _criteria(entry: Entry) -> Iterator[Criterion]:
+    return (criterion for check in entry.checks for criterion in check.criteria)
 
 
-def _departure(entry: Entry) -> Iterator[tuple[int, str]]:
-    """Yield where on the line the stage stands at which the entry departs, and its name."""
+def _broken(entry: Entry) -> Iterator[Criterion]:
+    return (criterion for criterion in _criteria(entry) if not criterion.passed)
+
+
+def _divergence(entry: Entry) -> Iterator[tuple[int, str]]:
+    """Yield where on the line the stage stands at which the entry diverges, and its name."""
     if entry.error is not None:
         yield _LAST, BACKEND
-    elif entry.attribution is not None and entry.attribution.departs is not None:
-        stage = entry.attribution.departs
+    elif entry.attribution is not None and entry.attribution.diverges is not None:
+        stage = entry.attribution.diverges
         places = [error.stage for error in entry.attribution.stages]
         yield (_LAST if stage == BACKEND else places.index(stage)), stage
-    elif {"batches", "reproduced"} & set(_broken(entry)):
+    elif any(cause(criterion) == "backend" for criterion in _broken(entry)):
         yield _LAST, BACKEND

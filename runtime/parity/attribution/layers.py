@@ -1,9 +1,9 @@
-"""Where inside a graph an artifact leaves the fp32 graph: one figure per layer, and the first that departs.
+"""Where inside a graph an artifact leaves the fp32 graph: one figure per layer, and the first that diverges.
 
 Each layer is measured twice, on the same images:
 
 - *by itself*: it is given the fp32 graph's inputs, so that what it adds does not hide behind what came before.
-  A layer whose error is not what rounding to its precision explains *departs*.
+  A layer whose error is not what rounding to its precision explains *diverges*.
 - *in place*: its output inside the whole artifact, where the errors of all layers before it have arrived. That is
   the signal-to-noise ratio that a chart shows; it falls along the network also when nothing is wrong.
 
@@ -47,14 +47,14 @@ class LayerFigure(Struct, frozen=True):
 
     `node` is a node of the artifact, or, where `missing`, one of the fp32 graph that the artifact does not have;
     `module` is the path of its `nn.Module`. `relative_error` is ‖a−b‖/‖b‖ and `snr_db` −20·log10 of it, in place;
-    `own_error` and `own_snr_db` are the same for the layer by itself, and `limit` is what rounding explains
+    `local_error` and `local_snr_db` are the same for the layer by itself, and `limit` is what rounding explains
     there. All are over the images on which the layer is finite; `non_finite` counts the others, by itself or in
     place, whichever are more. A ratio in dB is None where there is no error at all, every figure is None where
     nothing could be measured, and those in place also where a runtime fuses the layer with the next.
 
     `gain` is ⟨a, b⟩/⟨b, b⟩ by itself, of layers with integer weights. `coarseness` is the error of a tensor that is
     rounded to int8, over its error at half the scale, and `coarseness_limit` what it may be. `reason` says in words
-    why the layer departs.
+    why the layer diverges.
     """
 
     node: str
@@ -63,13 +63,13 @@ class LayerFigure(Struct, frozen=True):
     kind: Kind
     snr_db: float | None
     relative_error: float | None
-    own_snr_db: float | None
-    own_error: float | None
+    local_snr_db: float | None
+    local_error: float | None
     limit: float
     non_finite: int
     gain: float | None
     coarseness: float | None
-    departs: bool
+    diverges: bool
     missing: bool
     reason: str
     coarseness_limit: float = COARSE
@@ -77,10 +77,10 @@ class LayerFigure(Struct, frozen=True):
     @property
     def excess(self) -> float:
         """How far the layer is beyond what is explained, 1 being the limit; infinite where nothing was measured."""
-        if self.departs and (self.own_error is None or self.non_finite):
+        if self.diverges and (self.local_error is None or self.non_finite):
             return math.inf
         shares = [
-            0.0 if self.own_error is None else self.own_error / self.limit,
+            0.0 if self.local_error is None else self.local_error / self.limit,
             0.0 if self.gain is None else abs(self.gain - 1) / GAIN,
             0.0 if self.coarseness is None else self.coarseness / self.coarseness_limit,
         ]
@@ -91,7 +91,7 @@ class Layerwise(Struct, frozen=True):
     """The layers of one artifact, in the order of its graph, measured on `images` images.
 
     `backend`, `provider` and `precision` say what ran the instrumented copies. `first` is the first layer that
-    departs, None when none does. `unpaired` are nodes of the artifact without a counterpart in the fp32 graph;
+    diverges, None when none does. `unpaired` are nodes of the artifact without a counterpart in the fp32 graph;
     they are measured as part of the layer that reads them. `perturbation_db` is how near the instrumented
     copy's logits are to those of the plain graph on the same backend, as a ratio in dB; None: the same bits.
     `sentence` sums up.
@@ -210,7 +210,7 @@ def layer_figure(
     missing: bool = False,
     remark: str = "",
 ) -> LayerFigure:
-    """Judge one layer. It departs when, by itself,
+    """Judge one layer. It diverges when, by itself,
 
     1. it cannot be measured, or is not finite on some image;
     2. its error is beyond `LIMITS`;
@@ -222,10 +222,10 @@ def layer_figure(
     `remark` says why a layer cannot be measured.
     """
     own, limit = sums.own, LIMITS[kind]
-    own_error = None if own is None else own.relative_error
+    local_error = None if own is None else own.relative_error
     error = None if sums.in_place is None else sums.in_place.relative_error
     gain = 1 + own.product / own.signal if kind == "weights" and own is not None and own.signal else None
-    reasons = list(_reasons(own, own_error, limit, gain, remark, missing=missing))
+    reasons = list(_reasons(own, local_error, limit, gain, remark, missing=missing))
     if sums.coarseness is not None and sums.coarseness > coarse:
         reasons.append(f"half its scale would leave {100 / sums.coarseness:.0f} % of its error")
     return LayerFigure(
@@ -235,32 +235,32 @@ def layer_figure(
         kind=kind,
         snr_db=snr_db(error),
         relative_error=_finite(error),
-        own_snr_db=snr_db(own_error),
-        own_error=_finite(own_error),
+        local_snr_db=snr_db(local_error),
+        local_error=_finite(local_error),
         limit=limit,
         non_finite=max(one.non_finite if one else 0 for one in (own, sums.in_place)),
         gain=gain,
         coarseness=sums.coarseness,
         coarseness_limit=coarse,
-        departs=bool(reasons),
+        diverges=bool(reasons),
         missing=missing,
         reason=", ".join(reasons),
     )
 
 
-def first_departure(layers: Iterable[LayerFigure]) -> LayerFigure | None:
-    """Return the first layer that departs, in the order of the graph."""
-    return next((layer for layer in layers if layer.departs), None)
+def first_divergence(layers: Iterable[LayerFigure]) -> LayerFigure | None:
+    """Return the first layer that diverges, in the order of the graph."""
+    return next((layer for layer in layers if layer.diverges), None)
 
 
 def summary(name: str, layers: tuple[LayerFigure, ...]) -> str:
-    """Return one sentence about the artifact `name`: where it departs first, or that it does not."""
-    first = first_departure(layers)
+    """Return one sentence about the artifact `name`: where it diverges first, or that it does not."""
+    first = first_divergence(layers)
     if first is None:
         return f"{name}: each of its {len(layers)} layers adds no more error than its precision explains"
-    more = sum(layer.departs for layer in layers) - 1
+    more = sum(layer.diverges for layer in layers) - 1
     behind = f"; {more} more layer{'' if more == 1 else 's'} behind it" if more else ""
-    return f"{name} departs at {titled(first)}: {first.reason}{behind}"
+    return f"{name} diverges at {titled(first)}: {first.reason}{behind}"
 
 
 def titled(layer: LayerFigure) -> str:
@@ -271,7 +271,7 @@ def titled(layer: LayerFigure) -> str:
 
 def _reasons(
     own: ErrorSums | None,
-    own_error: float | None,
+    local_error: float | None,
     limit: float,
     gain: float | None,
     remark: str,
@@ -280,13 +280,13 @@ def _reasons(
 ) -> Iterator[str]:
     if own is not None and own.non_finite:
         yield f"NaN or infinite on {own.non_finite} images"
-    elif own_error is None:
+    elif local_error is None:
         yield remark or "it cannot be measured"
-    elif own_error > limit:
+    elif local_error > limit:
         if missing:
-            yield f"the artifact does not have it, which makes an error of {own_error:.2g}"
+            yield f"the artifact does not have it, which makes an error of {local_error:.2g}"
         else:
-            yield f"an error of {own_error:.2g} by itself, where {limit:g} is explained"
+            yield f"an error of {local_error:.2g} by itself, where {limit:g} is explained"
     if gain is not None and abs(gain - 1) > GAIN:
         yield f"its output is {100 * abs(gain - 1):.1f} % too {'large' if gain > 1 else 'small'}"
 

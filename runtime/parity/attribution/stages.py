@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -19,10 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.bundle.manifest import Artifact, Struct
 from resnet_export.runtime.errors import BundleError
-from resnet_export.runtime.parity.criteria.evaluate import Criterion, judge
-from resnet_export.runtime.parity.criteria.tolerances import coarser, near_tie_width
+from resnet_export.runtime.parity.criteria.criterion import Criterion
+from resnet_export.runtime.parity.criteria.table import Evidence, evaluate
+from resnet_export.runtime.parity.criteria.tolerances import Tolerances, coarser, near_tie_width
 from resnet_export.runtime.parity.measure.metrics import Metrics, inner, varies
-from resnet_export.runtime.precision import Precision, Tolerance
+from resnet_export.runtime.precision import Precision
 
 BACKEND = "backend"
 
@@ -30,7 +31,7 @@ BACKEND = "backend"
 _FP32_STAGES = ("onnx", "simplified", "fp32")
 
 
-class StageError(Struct, frozen=True):
+class StepError(Struct, frozen=True):
     """One step of the chain, from the stage before it to `stage`, over the images that are finite throughout.
 
     `separate` is ‖d_i‖/‖L_0‖ and `cumulative` ‖L_i − L_0‖/‖L_0‖; `separate_snr_db` and `cumulative_snr_db`
@@ -60,17 +61,17 @@ class Attribution(Struct, frozen=True):
 
     `total` is ‖D‖/‖L_0‖. `cross` is Σ_{i≠j} ⟨d_i, d_j⟩ / ‖D‖², how far the squared norms fall short of
     adding up. `residual` is |Σ c_i − 1|, which float64 keeps under `bound`. `largest` is the stage with the
-    largest share, and `departs` the first whose step alone breaks the limits of its precision, None when
+    largest share, and `diverges` the first whose step alone breaks the limits of its precision, None when
     none does.
     """
 
-    stages: tuple[StageError, ...]
+    stages: tuple[StepError, ...]
     total: float | None
     cross: float | None
     residual: float | None
     bound: float | None
     largest: str | None
-    departs: str | None
+    diverges: str | None
     sentence: str
 
 
@@ -101,16 +102,15 @@ def chain(artifact: Artifact, recorded: Sequence[str], ran: Precision) -> tuple[
 def attribute(
     eager: ArrayLike,
     steps: Sequence[tuple[Stage, ArrayLike]],
-    tolerances: Mapping[Precision, Tolerance],
+    tolerances: Tolerances,
     subject: str,
     *,
-    near_ties_agree: bool = False,
     input_differs: bool = False,
 ) -> Attribution:
     """Take the difference between `eager` and the last of `steps`, float logits [N, C] each, apart by step.
 
     `tolerances` are the limits that a step alone is held to, by its precision; `subject` is what the sentence
-    calls the whole ("int8 on openvino"); `near_ties_agree` is that of `judge`. `input_differs` says that the backend
+    calls the whole ("int8 on openvino"). `input_differs` says that the backend
     was not fed what the recorded stages were, so that its step is not the backend's alone. Raises BundleError when
     the shapes differ or the eager logits are not finite.
     """
@@ -131,14 +131,14 @@ def attribute(
     whole = states[-1] - base
     norm, total = _norm(base), _norm(whole)
 
-    measured: list[StageError] = []
+    measured: list[StepError] = []
     known = first
     for i, (stage, _) in enumerate(steps):
         step = states[i + 1] - states[i]
         separate = _norm(step) / norm if norm else None
         cumulative = _norm(states[i + 1] - base) / norm if norm else None
         measured.append(
-            StageError(
+            StepError(
                 stage=stage.name,
                 precision=stage.precision,
                 separate=separate,
@@ -147,7 +147,7 @@ def attribute(
                 cumulative_snr_db=_decibels(cumulative),
                 share=inner(step, whole) / total**2 if total else None,
                 non_finite=int((~finite[i]).sum()),
-                criteria=_judge_step(known, arrays[i], tolerances[stage.precision], near_ties_agree),
+                criteria=_step_criteria(known, arrays[i], tolerances, stage.precision),
             )
         )
         # A stage without a finite image cannot be the reference of the next: its step is measured across
@@ -157,7 +157,7 @@ def attribute(
     shares = [error.share for error in measured if error.share is not None]
     squares = sum(_norm(states[i + 1] - states[i]) ** 2 for i in range(len(steps)))
     largest = max(measured, key=lambda error: error.share or 0.0).stage if shares else None
-    departs = next((error.stage for error in measured if not error.passed), None)
+    diverges = next((error.stage for error in measured if not error.passed), None)
     return Attribution(
         stages=tuple(measured),
         total=total / norm if norm else None,
@@ -165,26 +165,24 @@ def attribute(
         residual=abs(math.fsum(shares) - 1) if shares else None,
         bound=_bound(states, total) if shares else None,
         largest=largest,
-        departs=departs,
+        diverges=diverges,
         sentence=_sentence(
-            subject, measured, total / norm if norm else None, largest, departs, input_differs
+            subject, measured, total / norm if norm else None, largest, diverges, input_differs
         ),
     )
 
 
-def _judge_step(
-    known: NDArray[np.float64],
-    found: NDArray[np.float64],
-    tolerance: Tolerance,
-    near_ties_agree: bool,
+def _step_criteria(
+    known: NDArray[np.float64], found: NDArray[np.float64], tolerances: Tolerances, precision: Precision
 ) -> tuple[Criterion, ...]:
+    tolerance = tolerances[precision]
     figures = Metrics.of(known, found, near_tie_width(tolerance, known)).result()
     if not varies(known):
         # What a network that ignores its input leaves undefined is no error of the steps behind it.
         tolerance = msgspec.structs.replace(tolerance, centered_cosine=None)
         if np.array_equal(known, found):
             tolerance = msgspec.structs.replace(tolerance, relative_error=None)
-    return judge(figures, tolerance, near_ties_agree=near_ties_agree)
+    return evaluate(Evidence(figures=figures, tolerance=tolerance, untrained=tolerances.untrained))
 
 
 def _bound(states: list[NDArray[np.float64]], total: float) -> float:
@@ -210,10 +208,10 @@ def _decibels(relative: float | None) -> float | None:
 
 def _sentence(
     subject: str,
-    stages: Sequence[StageError],
+    stages: Sequence[StepError],
     total: float | None,
     largest: str | None,
-    departs: str | None,
+    diverges: str | None,
     input_differs: bool,
 ) -> str:
     by_name = {error.stage: error for error in stages}
@@ -233,8 +231,8 @@ def _sentence(
     )
     if share > 1.05:
         text += ", and other steps take some of it back"
-    if departs is not None:
-        text += f"; the first error outside its own limits arises {_where(departs, input_differs)}"
+    if diverges is not None:
+        text += f"; the first error outside its own limits arises {_where(diverges, input_differs)}"
     else:
         text += "; every step is within its own limits"
     return text + "."

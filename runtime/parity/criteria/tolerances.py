@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_export.runtime.bundle.manifest import Struct
+from resnet_export.runtime.bundle.manifest import Manifest, Struct
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.precision import PRECISIONS, Precision, Tolerance
 
@@ -43,7 +44,7 @@ _COARSENESS = tuple(PRECISIONS)
 NEAR_TIE_SIGMAS = 2.0
 
 _OTHER_ROUNDING = 3.0
-"""Times an int8 artifact's own error that a backend may be from its recorded logits."""
+"""Times an int8 artifact's local error that a backend may be from its recorded logits."""
 
 Error = Annotated[float, msgspec.Meta(ge=0)]
 Cosine = Annotated[float, msgspec.Meta(ge=-1, le=1)]
@@ -64,23 +65,53 @@ GivenLimits = Mapping[str, Mapping[str, float | None]] | Mapping[Precision, Over
 """Limits as a caller writes them: those of a tolerance file as mappings, or `Override` objects."""
 
 
-def table(*, untrained: bool, layers_in_series: int | None = None) -> Mapping[Precision, Tolerance]:
-    """Return the limits per precision for a trained or an untrained network.
+@dataclass(frozen=True)
+class Tolerances:
+    """The limits that one network's artifacts are held to, by precision.
 
-    Only int8 on untrained networks depends on the layers in series. A number that `UNTRAINED_INT8` lacks has the limits
-    of the next that it has, or of the greatest; None has those of the least.
+    `untrained` says that its predictions mean nothing: classes lie so close together that permitted error swaps them.
     """
-    if not untrained:
-        return TABLE
-    known = sorted(UNTRAINED_INT8)
-    nearest = next((one for one in known if one >= (layers_in_series or 0)), known[-1])
-    return {**TABLE, Precision.INT8: UNTRAINED_INT8[nearest]}
 
+    rows: Mapping[Precision, Tolerance]
+    untrained: bool = False
 
-def for_manifest(*, untrained: bool = False, layers_in_series: int | None = None) -> dict[str, Tolerance]:
-    """Return the table as `Manifest.tolerances` holds it."""
-    limits = table(untrained=untrained, layers_in_series=layers_in_series)
-    return {str(precision): tolerance for precision, tolerance in limits.items()}
+    def __getitem__(self, precision: Precision) -> Tolerance:
+        return self.rows[precision]
+
+    @classmethod
+    def shipped(cls, *, untrained: bool = False, layers_in_series: int | None = None) -> Tolerances:
+        """Return the limits of this version for a trained or an untrained network.
+
+        Only int8 on untrained networks depends on the layers in series. A number that `UNTRAINED_INT8` lacks has the
+        limits of the next that it has, or of the greatest; None has those of the least.
+        """
+        if not untrained:
+            return cls(TABLE)
+        known = sorted(UNTRAINED_INT8)
+        series = next(
+            (one for one in known if layers_in_series is None or one >= layers_in_series), known[-1]
+        )
+        return cls({**TABLE, Precision.INT8: UNTRAINED_INT8[series]}, untrained)
+
+    @classmethod
+    def shipped_for(cls, manifest: Manifest) -> Tolerances:
+        """Return the limits of this version for a bundle's network."""
+        untrained = manifest.model.weights.source == "untrained"
+        return cls.shipped(untrained=untrained, layers_in_series=manifest.graph.layers_in_series)
+
+    def replaced(
+        self, bundle: Mapping[str, Tolerance] | None = None, overrides: Overrides | None = None
+    ) -> Tolerances:
+        """Return the limits with a bundle's in their place, where it has some, and then the user's."""
+        rows = {
+            precision: overridden((bundle or {}).get(str(precision), row), (overrides or {}).get(precision))
+            for precision, row in self.rows.items()
+        }
+        return replace(self, rows=rows)
+
+    def by_name(self) -> dict[str, Tolerance]:
+        """Return the limits as `Manifest.tolerances` holds them."""
+        return {str(precision): row for precision, row in self.rows.items()}
 
 
 def coarser(first: Precision, second: Precision) -> Precision:
@@ -91,25 +122,14 @@ def coarser(first: Precision, second: Precision) -> Precision:
     return max(first, second, key=_COARSENESS.index)
 
 
-def tolerance_for(
-    precision: Precision,
-    manifest: Mapping[str, Tolerance] | None = None,
-    overrides: Overrides | None = None,
-    *,
-    untrained: bool = False,
-    layers_in_series: int | None = None,
-) -> Tolerance:
-    """Return the limits for `precision`: the user's, where there are none the bundle's, then the table's."""
-    tolerance = (manifest or {}).get(
-        str(precision), table(untrained=untrained, layers_in_series=layers_in_series)[precision]
-    )
-    override = (overrides or {}).get(precision)
+def overridden(tolerance: Tolerance, override: Override | None) -> Tolerance:
+    """Return the limits with those that the user gave in their place."""
     if override is None:
         return tolerance
-    given = {
-        name: value for name, value in msgspec.structs.asdict(override).items() if value is not msgspec.UNSET
-    }
-    return msgspec.structs.replace(tolerance, **given)
+    given = msgspec.structs.asdict(override)
+    return msgspec.structs.replace(
+        tolerance, **{name: value for name, value in given.items() if value is not msgspec.UNSET}
+    )
 
 
 def parse_overrides(data: bytes, name: str = "the tolerance file") -> dict[Precision, Override]:
@@ -154,45 +174,6 @@ def overrides_of(given: str | Mapping[Precision, Override] | None) -> Overrides:
     except OSError as error:
         raise RequestError(f"the tolerance file {given} cannot be read: {error.strerror}") from error
     return parse_overrides(data, given)
-
-
-def loosened(
-    manifest: Mapping[str, Tolerance],
-    overrides: Overrides,
-    *,
-    untrained: bool = False,
-    layers_in_series: int | None = None,
-) -> tuple[str, ...]:
-    """Return a sentence for each source of limits in force, the bundle and the user, that are looser than the table's.
-
-    `manifest` and `overrides` are what `tolerance_for` takes; a limit that is not checked is the loosest.
-    """
-    shipped = table(untrained=untrained, layers_in_series=layers_in_series)
-    found: dict[str, list[str]] = {}
-    for precision, row in shipped.items():
-        force = tolerance_for(
-            precision, manifest, overrides, untrained=untrained, layers_in_series=layers_in_series
-        )
-        given = overrides.get(precision, Override())
-        for name, value in msgspec.structs.asdict(force).items():
-            expected = getattr(row, name)
-            if expected is None or not _looser(name, value, expected):
-                continue
-            source = "the bundle" if getattr(given, name) is msgspec.UNSET else "--tolerance"
-            said = "not checked" if value is None else f"{value:.12g}"
-            found.setdefault(source, []).append(
-                f"{precision} {name.replace('_', ' ')} {said} in place of {expected:.12g}"
-            )
-    return tuple(
-        f"limits are looser than the shipped ones, by {source}: {', '.join(limits)}"
-        for source, limits in found.items()
-    )
-
-
-def _looser(name: str, value: float | None, expected: float) -> bool:
-    if value is None:
-        return True
-    return value > expected if name == "relative_error" else value < expected
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -296,13 +296,13 @@ def _cosine(xy: float, xx: float, yy: float) -> float | None:
     return max(-1.0, min(1.0, xy / (math.sqrt(xx) * math.sqrt(yy))))
 
 
-def relative_error(reference: ArrayLike, candidate: ArrayLike) -> float | None:
-    """Return ‖a−b‖/‖b‖ of float logits [N, C]; None where either is not finite, or `reference` is zero."""
+def relative_error(candidate: ArrayLike, reference: ArrayLike) -> float | None:
+    """Return ‖a−b‖/‖b‖ of float arrays of one shape; None where either is not finite, or `reference` is zero."""
     return distance(candidate, reference, reference)
 
 
 def distance(one: ArrayLike, other: ArrayLike, scale: ArrayLike) -> float | None:
-    """Return ‖a−c‖/‖b‖ of float logits [N, C]; None where one is not finite, or `scale` is zero."""
+    """Return ‖a−c‖/‖b‖ of float arrays of one shape; None where one is not finite, or `scale` is zero."""
     a, c, b = (np.asarray(logits, np.float64) for logits in (one, other, scale))
     if not (all(np.isfinite(logits).all() for logits in (a, b, c)) and b.any()):
         return None

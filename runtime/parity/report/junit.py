@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from resnet_export.runtime.parity.criteria.evaluate import Criterion
-from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport, describe
+from resnet_export.runtime.parity.criteria.criterion import Criterion
+from resnet_export.runtime.parity.criteria.table import describe
+from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
 from resnet_export.runtime.parity.report.text import details
 
 if TYPE_CHECKING:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from resnet_export.runtime.parity.report.schema import ParityReport, bound, number
+from resnet_export.runtime.parity.criteria.table import bound, value
+from resnet_export.runtime.parity.criteria.table import title as title_of
+from resnet_export.runtime.parity.report.schema import ParityReport
 from resnet_export.runtime.parity.report.text import HEADERS, details, row, sections, weights
 
 # GitHub refuses comments of more than 65,536 characters; GitLab takes a million.
@@ -61,9 +63,8 @@ def _fitting(parts: Sequence[str], limit: int) -> str:
 
 def _criteria(report: ParityReport) -> Iterator[tuple[str, ...]]:
     for criterion in report.preprocessing:
-        value = "undefined" if criterion.value is None else number(criterion.value, criterion.limit)
         mark = "✅" if criterion.passed else "❌"
-        yield (mark, "preprocessing", "", "", criterion.name, value, bound(criterion))
+        yield (mark, "preprocessing", "", "", title_of(criterion), value(criterion), bound(criterion))
     for entry in report.entries:
         if entry.error is not None:
             yield ("❌", entry.artifact, entry.backend, "", "runs", entry.error, "")
@@ -74,8 +75,8 @@ def _criteria(report: ParityReport) -> Iterator[tuple[str, ...]]:
                     entry.artifact,
                     entry.backend,
                     check.images,
-                    criterion.name.replace("_", " "),
-                    "undefined" if criterion.value is None else number(criterion.value, criterion.limit),
+                    title_of(criterion),
+                    value(criterion),
                     bound(criterion),
                 )
 

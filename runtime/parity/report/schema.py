@@ -13,7 +13,8 @@ from resnet_export.runtime.bundle.manifest import Manifest, Struct, Verdict, Wei
 from resnet_export.runtime.errors import RequestError, SchemaError
 from resnet_export.runtime.parity.attribution.layers import Layerwise
 from resnet_export.runtime.parity.attribution.stages import Attribution
-from resnet_export.runtime.parity.criteria.evaluate import Criterion, images_short, resolves, unresolved
+from resnet_export.runtime.parity.criteria.criterion import Criterion
+from resnet_export.runtime.parity.criteria.table import CRITERIA, describe
 from resnet_export.runtime.parity.measure.comparison import Comparison
 from resnet_export.runtime.parity.report.search_report import SearchReport
 from resnet_export.runtime.parity.spec import ParitySpec
@@ -44,6 +45,7 @@ class Check(Struct, frozen=True):
     `images` is "golden" or "data"; `reference` is "eager" for the golden images, and what `ParitySpec.reference`
     says for data; `reference_error` is then the reference's own relative error against eager on the golden
     images. `batches` are the sizes of the full batches that golden images were run in once more.
+    `is_reference` says that the run is itself the reference, and only its accuracy was decided on.
     """
 
     images: Literal["golden", "data"]
@@ -52,6 +54,7 @@ class Check(Struct, frozen=True):
     comparison: Comparison
     criteria: tuple[Criterion, ...]
     batches: tuple[int, ...] = ()
+    is_reference: bool = False
 
     @property
     def passed(self) -> bool:
@@ -250,20 +253,18 @@ def summarize(
 
 
 def _doubt(entries: tuple[Entry, ...]) -> str:
-    """Say what the data cannot tell about the limit on accuracy: of the runs that hold it, for the least certain."""
-    found = [
-        (images_short(check.comparison.labeled, criterion.limit), check.comparison.labeled, criterion.limit)
-        for entry in entries
-        for check in entry.checks
-        for criterion in check.criteria
-        if criterion.name == "max_drop"
-        and check.comparison.labeled is not None
-        and not resolves(check.comparison.labeled, criterion.limit)
+    """Say what the data cannot tell about a limit that was asked for, for the least certain of the runs."""
+    found = []
+    for entry in entries:
+        for check in entry.checks:
+            for criterion in check.criteria:
+                row = CRITERIA.get(criterion.name)
+                labeled = check.comparison.labeled
+                if row is not None and row.unresolved is not None and labeled is not None:
+                    found.append(row.unresolved(labeled, criterion.limit))
+    return max((doubt for doubt in found if doubt is not None), default=(0, ""), key=lambda doubt: doubt[0])[
+        1
     ]
-    if not found:
-        return ""
-    _, labeled, limit = max(found, key=lambda one: one[0])
-    return unresolved(labeled, limit)
 
 
 def failure(entry: Entry) -> str:
@@ -278,40 +279,6 @@ def failure(entry: Entry) -> str:
         if not criterion.passed
     ]
     return ", ".join(broken) or "no check was made"
-
-
-def describe(criterion: Criterion) -> str:
-    """Return a criterion as "centered cosine 0.9312, expected ≥ 0.9999", or in its own words."""
-    if criterion.words:
-        return criterion.words
-    label = criterion.name.replace("_", " ")
-    value = "undefined" if criterion.value is None else number(criterion.value, criterion.limit)
-    return f"{label} {value}, expected {bound(criterion)}"
-
-
-def bound(criterion: Criterion) -> str:
-    """Return the limit of a criterion as "≥ 0.9999"."""
-    return f"{criterion.relation} {criterion.limit:.12g}"
-
-
-def number(value: float, limit: float) -> str:
-    """Return `value` in the fewest digits, from four on, that leave it on its side of `limit` and off one.
-
-    A whole number has all of its digits.
-    """
-    if float(value).is_integer() and abs(value) < 1e12:
-        return f"{value:.0f}"
-    # The limit itself is shown in 12 digits, and what is shown must differ as well.
-    others = (limit, float(f"{limit:.12g}"), 1.0)
-    for digits in range(4, 13):
-        text = f"{value:.{digits}g}"
-        if all(_order(float(text), known) == _order(value, known) for known in others):
-            return text
-    return f"{value:.12g}"
-
-
-def _order(value: float, other: float) -> int:
-    return (value > other) - (value < other)
 
 
 def encode_report(report: ParityReport) -> bytes:
@@ -355,6 +322,6 @@ def _detail(entry: Entry) -> str:
     if figures is None or figures.centered_cosine is None or figures.relative_error is None:
         return ""
     return (
-        f"relative error {figures.relative_error:.2g}, centered cosine {figures.centered_cosine:.6f}, "
+        f"relative error {figures.relative_error:.2g}, centered cosine similarity {figures.centered_cosine:.6f}, "
         f"{figures.top1} of {figures.images} agree"
     )

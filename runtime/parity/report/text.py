@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from resnet_export.runtime.parity.attribution.layers import titled
-from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport, describe
+from resnet_export.runtime.parity.criteria.table import describe
+from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
 from resnet_export.runtime.parity.report.search_text import sentences
 
 HEADERS = (
@@ -100,8 +101,7 @@ def verdict(check: Check) -> str:
     """Return "pass", "FAIL", or "reference" for the reference's own row on validation images."""
     if not check.passed:
         return "FAIL"
-    compared = any(criterion.name == "finite" for criterion in check.criteria)
-    return "pass" if compared else "reference"
+    return "reference" if check.is_reference else "pass"
 
 
 def grouped(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -137,11 +137,11 @@ def _agreement(check: Check) -> str:
 
 
 def _layers(report: ParityReport) -> Iterator[str]:
-    """Yield where each artifact departs first, and the layers that are the furthest beyond what is explained."""
+    """Yield where each artifact diverges first, and the layers that are the furthest beyond what is explained."""
     for found in report.layerwise:
         yield found.sentence
         for place, layer in enumerate(found.worst, 1):
-            figure = "" if layer.own_error is None else f"error {layer.own_error:.1e} by itself"
+            figure = "" if layer.local_error is None else f"error {layer.local_error:.1e} by itself"
             yield f"{found.artifact}, worst {place}: {titled(layer)}: {layer.reason or figure}"
         yield from (f"{found.artifact}: {note}" for note in found.notes)
 

@@ -1,4 +1,4 @@
-"""Rounding that compensates its own error, and bias correction, against what they are meant to minimize."""
+"""Rounding that compensates its local error, and bias correction, against what they are meant to minimize."""
 
 from __future__ import annotations
 

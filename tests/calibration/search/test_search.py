@@ -27,7 +27,7 @@ from resnet_export.calibration.search.mixed_precision import (
 )
 from resnet_export.calibration.search.search import SearchSpec, plan_from_table, plan_int8
 from resnet_export.runtime.errors import DatasetError, ExportError, RequestError
-from resnet_export.runtime.parity.criteria.tolerances import tolerance_for
+from resnet_export.runtime.parity.criteria.tolerances import Tolerances
 from resnet_export.runtime.parity.report.search_report import ExclusionTrial, LayerSensitivity
 from resnet_export.runtime.parity.report.search_text import sentences
 from resnet_export.runtime.precision import Precision
@@ -223,13 +223,12 @@ def test_a_budget_is_held_to_on_all_images_and_the_path_to_it_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [Limits(), *(Limits(untrained=True, layers_in_series=d) for d in (18, 50, 152))]
+    "limits",
+    [Limits(), *(Limits(Tolerances.shipped(untrained=True, layers_in_series=d)) for d in (18, 50, 152))],
 )
 def test_the_search_leaves_a_fifth_of_the_error_that_parity_allows(limits: Limits) -> None:
     excluded, allowed = limits.tolerance, limits.parity
-    assert allowed == tolerance_for(
-        Precision.INT8, untrained=limits.untrained, layers_in_series=limits.layers_in_series
-    )
+    assert allowed == limits.tolerances[Precision.INT8]
     assert None not in (
         excluded.relative_error,
         excluded.centered_cosine,

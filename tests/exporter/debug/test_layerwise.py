@@ -1,4 +1,4 @@
-"""The first layer that departs is the layer with the fault, and in sound graphs nothing departs."""
+"""The first layer that diverges is the layer with the fault, and in sound graphs nothing diverges."""
 
 from __future__ import annotations
 
@@ -119,9 +119,9 @@ def found(graphs: Graphs, model: onnx.ModelProto) -> LayerFigure:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_no_layer_of_a_sound_graph_departs(depth: Depth, precision: Precision) -> None:
+def test_no_layer_of_a_sound_graph_diverges(depth: Depth, precision: Precision) -> None:
     result = graphs(depth).compare(graphs(depth).artifacts[precision])
-    assert [layer.reason for layer in result.layers if layer.departs] == []
+    assert [layer.reason for layer in result.layers if layer.diverges] == []
     assert result.first is None
     assert result.unpaired == ()
     assert not any(layer.missing for layer in result.layers)
@@ -155,7 +155,7 @@ def test_a_batchnorm_that_was_not_folded_is_found_in_its_convolution(depth: Dept
     assert found(graphs(depth), model).node == CONV[depth]
 
 
-def test_a_batchnorm_in_a_node_of_its_own_is_no_departure() -> None:
+def test_a_batchnorm_in_a_node_of_its_own_is_no_divergence() -> None:
     model, conv = graphs(18).copy("fp16"), CONV[18]
     target = node(model, conv)
     channels = 16

@@ -129,7 +129,7 @@ def test_the_layers_of_a_failed_artifact_are_compared_without_being_asked_for(br
     assert read.first is not None
     assert (read.first.node, len(read.layers)) == (CONV, len(found.layers))
     for rendered in (text.render(report), markdown.render(report), junit.render(report).decode()):
-        assert "departs at" in rendered
+        assert "diverges at" in rendered
         assert CONV in rendered
 
 

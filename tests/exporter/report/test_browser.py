@@ -181,7 +181,7 @@ def test_the_chart_of_stages_says_what_the_attribution_says(
     assert entry.attribution is not None
     page, _ = opened(browser, failing_page)
     try:
-        figure = page.locator("#stages figure").first  # what departs stands first
+        figure = page.locator("#stages figure").first  # what diverges stands first
         texts = figure.locator("svg text").all_text_contents()
         assert figure.locator("h3").inner_text() == f"✕ {entry.title}"
         assert [text for text in texts if text in {stage.stage for stage in entry.attribution.stages}] == [
@@ -194,12 +194,12 @@ def test_the_chart_of_stages_says_what_the_attribution_says(
         page.close()
 
 
-def test_the_first_layer_that_departs_is_named_by_node_and_module(
+def test_the_first_layer_that_diverges_is_named_by_node_and_module(
     browser: Browser, failing_page: Path
 ) -> None:
     page, _ = opened(browser, failing_page)
     try:
-        assert "departs at layer2.0.conv1" in page.inner_text("#layers figcaption")
+        assert "diverges at layer2.0.conv1" in page.inner_text("#layers figcaption")
         assert "layer2.0.conv1" in page.locator("#layers svg text").all_text_contents()
         cells = page.locator("#layers tbody tr").first.locator("td").all_inner_texts()
         assert cells[:3] == ["✕ layer2.0.conv1", "layer2.0.conv1", "Conv"]

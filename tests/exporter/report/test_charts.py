@@ -19,7 +19,7 @@ from resnet_export.exporter.report.charts.pareto import Point, front
 from resnet_export.exporter.report.charts.svg import TEXT, drawing, fitted, scientific
 from resnet_export.exporter.report.charts.waterfall import percent, waterfall
 from resnet_export.runtime.parity.attribution.stages import Stage, attribute
-from resnet_export.runtime.parity.criteria.tolerances import for_manifest
+from resnet_export.runtime.parity.criteria.tolerances import Tolerances
 from resnet_export.runtime.precision import Precision
 
 points = st.builds(
@@ -155,7 +155,7 @@ def test_bars_are_the_shares_and_each_begins_where_the_last_one_ended() -> None:
     eager = rng.normal(size=(20, 5))
     stages = [eager + rng.normal(size=eager.shape) * scale for scale in (0.1, 0.2, 0.15)]
     names = [Stage(name=name, precision=Precision.FP32) for name in ("onnx", "simplified", "backend")]
-    limits = {precision: for_manifest(untrained=False)[str(precision)] for precision in Precision}
+    limits = Tolerances.shipped()
     found = attribute(eager, list(zip(names, stages, strict=True)), limits, "x")
     with drawing():
         *parts, whole = bars(waterfall(found, "x"))

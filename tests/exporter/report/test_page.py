@@ -17,6 +17,7 @@ from resnet_export.exporter.report.flipped_images import SIDE as THUMBNAIL
 from resnet_export.exporter.report.page import command
 from resnet_export.exporter.report.report_data import SHOWN, flipped
 from resnet_export.runtime.errors import BundleError
+from resnet_export.runtime.parity.criteria.table import bound, title
 from resnet_export.runtime.parity.measure.comparison import compare
 from resnet_export.runtime.parity.report.schema import Check, ParityReport, decode_report, encode_report
 from tests.parity_bundle import graph, write
@@ -151,8 +152,8 @@ def test_every_criterion_stands_with_its_limit(report: ParityReport, page: bytes
     for entry in report.entries:
         for check in entry.checks:
             for criterion in check.criteria:
-                assert f"{criterion.relation} {criterion.limit:.12g}" in text
-                assert criterion.name.replace("_", " ") in text
+                assert bound(criterion) in text
+                assert f"{title(criterion)} on {check.images}" in text
                 assert " ".join(criterion.detail.split()) in text
 
 

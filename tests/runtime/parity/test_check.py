@@ -24,8 +24,8 @@ from resnet_export.runtime.errors import (
 )
 from resnet_export.runtime.parity import check as gate
 from resnet_export.runtime.parity.check import run_parity
-from resnet_export.runtime.parity.criteria.evaluate import Criterion
-from resnet_export.runtime.parity.criteria.tolerances import Override, for_manifest, parse_overrides
+from resnet_export.runtime.parity.criteria.criterion import Criterion
+from resnet_export.runtime.parity.criteria.tolerances import Override, Tolerances, parse_overrides
 from resnet_export.runtime.parity.measure.comparison import Batch
 from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport, decode_report, encode_report
@@ -141,7 +141,7 @@ def test_each_entry_names_the_step_that_most_of_its_error_comes_from(clean: Pari
     assert found is not None
     assert [stage.stage for stage in found.stages] == ["onnx", "simplified", "fp16", "backend"]
     assert found.largest == "fp16"
-    assert found.departs is None
+    assert found.diverges is None
     assert found.residual is not None
     assert found.bound is not None
     assert found.residual <= found.bound
@@ -175,7 +175,7 @@ def test_a_fault_in_an_artifact_fails_it_and_is_traced_past_the_recorded_stages(
     broken = entry(report, "fp16")
     assert "centered_cosine" in failed(broken)
     assert broken.attribution is not None
-    assert broken.attribution.departs == "backend"
+    assert broken.attribution.diverges == "backend"
     assert "fp16 on onnxruntime (" in report.verdict.sentence
     assert [verdict.passed for verdict in report.verdicts("fp16")] == [False]
 
@@ -188,7 +188,7 @@ def test_a_fault_of_the_exporter_is_traced_to_the_stage_that_it_was_recorded_in(
     found = entry(report, "fp32").attribution
     assert report.exit_code == 1
     assert found is not None
-    assert found.departs == found.largest == "simplified"
+    assert found.diverges == found.largest == "simplified"
 
 
 def test_a_weight_that_overflowed_fails_as_not_finite_and_spoils_nothing_else(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_an_accuracy_that_is_demanded_is_demanded_of_the_reference_too(bundle: P
     report = run_parity(bundle, batches=labeled(), min_accuracy=85, **options)
     assert {found.artifact for found in report.entries if found.passed} == set()
     assert criterion(entry(report, "fp32"), "data", "min_accuracy").value == pytest.approx(80)
-    assert "min accuracy 80, expected ≥ 85" in report.verdict.sentence
+    assert "demanded top-1 accuracy 80 %, expected ≥ 85 %" in report.verdict.sentence
     # What fp32 lacks no artifact has lost.
     assert report.verdict.stage == "labels"
     assert "every run is below the accuracy demanded" in report.verdict.sentence
@@ -588,7 +588,7 @@ def test_copies_of_one_image_leave_the_centred_cosine_out_and_the_relative_error
         names = [found.name for found in check.criteria]
         assert "relative_error" in names
         assert "centered_cosine" not in names
-        assert said_everywhere(report, "photos leave the centered cosine out")
+        assert said_everywhere(report, "photos leave the centered cosine similarity out")
         assert said_everywhere(report, "give several different images")
 
 
@@ -621,7 +621,7 @@ def test_a_dead_network_fails_and_the_checkpoint_is_to_blame(tmp_path: Path, bia
     )
     found = entry(report, "fp32").attribution
     assert found is not None
-    assert found.departs is None
+    assert found.diverges is None
     assert "bit for bit" in found.sentence
     assert said_everywhere(report, "look at the checkpoint that was exported")
 
@@ -635,13 +635,13 @@ def test_stale_constant_eager_logits_are_no_dead_network(tmp_path: Path) -> None
 
 
 def test_limits_that_the_bundle_loosened_are_named_in_every_output(tmp_path: Path) -> None:
-    loose = {**for_manifest(untrained=True, layers_in_series=18), "fp32": Tolerance()}
+    loose = {**Tolerances.shipped(untrained=True, layers_in_series=18).by_name(), "fp32": Tolerance()}
     report = run_parity(write(tmp_path / "b", (FP32,), tolerances=loose), backends=ORT, threads=1)
     assert said_everywhere(
         report, "limits are looser than the shipped ones, by the bundle: fp32 relative error"
     )
     user = run_parity(tmp_path / "b", backends=ORT, tolerances={"int8": {"top1_agreement": 0.5}}, threads=1)
-    assert said_everywhere(user, "by --tolerance: int8 top1 agreement 0.5 in place of 0.95")
+    assert said_everywhere(user, "by --tolerance: int8 top-1 agreement 50 % in place of 95 %")
     assert said_everywhere(user, "by the bundle")
 
 

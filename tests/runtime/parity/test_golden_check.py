@@ -117,7 +117,7 @@ def test_a_healthy_graph_passes_at_every_size(
     report = check(bundle(tmp_path / "b", batch))
     assert (report.exit_code, golden(report).batches) == (0, full)
     names = [criterion.name for criterion in golden(report).criteria]
-    assert ("batches" in names) == bool(full)
+    assert ("full_batches" in names) == bool(full)
     assert golden(report).comparison.figures.images == COUNT
 
 
@@ -126,15 +126,15 @@ def test_a_healthy_graph_passes_at_every_size(
 )
 def test_a_graph_that_is_wrong_at_one_size_alone_fails(tmp_path: Path, batch: BatchRange, size: int) -> None:
     report = check(bundle(tmp_path / "b", batch, wrong_at(size)))
-    assert (report.exit_code, broken(report)) == (1, ["batches"])
-    found = next(one for one in golden(report).criteria if one.name == "batches")
+    assert (report.exit_code, broken(report)) == (1, ["full_batches"])
+    found = next(one for one in golden(report).criteria if one.name == "full_batches")
     assert (found.value, found.limit) == (pytest.approx(1.0), report.entries[0].tolerance.relative_error)
     assert str(size) in found.detail
     assert report.verdict.stage == "backend"
     for rendered in (text.render(report), markdown.render(report), junit.render(report).decode()):
         assert "batches 1, expected ≤ 0.0001" in rendered
     names = {case.get("name") for case in ElementTree.fromstring(junit.render(report)).iter("testcase")}
-    assert "golden.batches" in names
+    assert "golden.full_batches" in names
 
 
 @given(own=st.floats(0, 10))
@@ -148,7 +148,7 @@ def test_every_backend_reproduces_the_recorded_int8_logits_of_a_clean_artifact(t
     )
     assert {found.backend for found in report.entries} == {"onnxruntime", "openvino"}
     for found in report.entries:
-        (criterion,) = [one for one in found.checks[0].criteria if one.name == "reproduced"]
+        (criterion,) = [one for one in found.checks[0].criteria if one.name == "matches_recorded"]
         assert criterion.passed, found.title
 
 
@@ -159,8 +159,8 @@ def test_an_int8_artifact_that_is_not_what_was_recorded_fails_though_it_is_withi
     recorded = {"int8.cpu": (1.002 * logits(crops())).astype(np.float32)}
     folder = write(tmp_path / "b", (FP32, INT8_CPU), recorded=recorded, trained=True)
     report = check(folder, artifacts=["int8.cpu"])
-    assert (report.exit_code, broken(report), report.verdict.stage) == (1, ["reproduced"], "backend")
-    assert "reproduced" in text.render(report)
+    assert (report.exit_code, broken(report), report.verdict.stage) == (1, ["matches_recorded"], "backend")
+    assert "logits recorded at export" in text.render(report)
 
 
 def test_a_limit_on_the_error_that_is_dropped_drops_the_reproduction_too(tmp_path: Path) -> None:
@@ -178,14 +178,14 @@ def test_artifacts_whose_full_batches_are_known_do_not_run_them_again(tmp_path: 
 
 def test_a_graph_that_is_wrong_at_a_size_of_the_single_pass_fails_by_its_figures(tmp_path: Path) -> None:
     report = check(bundle(tmp_path / "b", BatchRange(1, 8, 32), wrong_at(8)))
-    assert {"relative_error", "batches"} <= set(broken(report))
+    assert {"relative_error", "full_batches"} <= set(broken(report))
 
 
 def test_without_a_limit_on_the_relative_error_batches_are_not_judged(tmp_path: Path) -> None:
     limits = parse_overrides(b'{"fp32": {"relative_error": null}}')
     report = check(bundle(tmp_path / "b", BatchRange(1, 8, 32), wrong_at(32)), tolerances=limits)
     assert (report.exit_code, golden(report).batches) == (0, (32,))
-    assert "batches" not in [criterion.name for criterion in golden(report).criteria]
+    assert "full_batches" not in [criterion.name for criterion in golden(report).criteria]
 
 
 @pytest.mark.filterwarnings("error")
@@ -197,7 +197,7 @@ def test_a_recorded_stage_that_is_not_finite_fails_the_artifacts_behind_it(tmp_p
     assert (report.exit_code, report.verdict.stage) == (1, "simplified")
     for entry in report.entries:
         (failed,) = [one for one in entry.checks[0].criteria if not one.passed]
-        assert (failed.name, failed.value) == ("recorded", 2)
+        assert (failed.name, failed.value) == ("recorded_finite", 2)
 
 
 @pytest.mark.filterwarnings("error")

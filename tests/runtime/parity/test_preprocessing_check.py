@@ -15,8 +15,8 @@ from resnet_export.exporter.golden.preprocessing_sample import record_sample
 from resnet_export.runtime import preprocess
 from resnet_export.runtime.bundle.golden import Golden, Sample, encode_golden, read_golden
 from resnet_export.runtime.bundle.manifest import Preprocessing, read_manifest
+from resnet_export.runtime.parity.criteria.table import describe
 from resnet_export.runtime.parity.preprocessing_check import check_preprocessing
-from resnet_export.runtime.parity.report.schema import describe
 
 PLAIN = Preprocessing(resize=73, crop=64)
 

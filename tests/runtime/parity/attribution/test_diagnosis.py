@@ -10,7 +10,7 @@ import pytest
 
 from resnet_export.runtime.parity import run_parity
 from resnet_export.runtime.parity.attribution.diagnosis import blame
-from resnet_export.runtime.parity.criteria.evaluate import at_most
+from resnet_export.runtime.parity.criteria.criterion import at_most
 from resnet_export.runtime.parity.measure.comparison import Batch
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport
 from tests.parity_bundle import crops, logits, write
@@ -48,7 +48,7 @@ def test_a_run_that_broke_down_points_to_the_backend(clean: ParityReport) -> Non
     assert blame((failed, *clean.entries), ()) == "backend"
 
 
-def test_the_earliest_stage_that_departs_is_named_whichever_artifact_comes_first(tmp_path: Path) -> None:
+def test_the_earliest_stage_that_diverges_is_named_whichever_artifact_comes_first(tmp_path: Path) -> None:
     recorded = {"simplified": wrong("simplified"), "fp16": wrong("fp16")}
     folder = write(tmp_path / "b", (FP32, FP16), recorded=recorded, trained=True)
     report = check(folder)
@@ -68,11 +68,11 @@ def test_labels_are_blamed_when_nothing_else_is_wrong(tmp_path: Path) -> None:
     assert shifted.verdict.sentence.endswith("First stage to look at: labels.")
 
 
-def test_where_no_step_departs_the_largest_share_is_named(clean: ParityReport) -> None:
+def test_where_no_step_diverges_the_largest_share_is_named(clean: ParityReport) -> None:
     def refused(entry: Entry) -> Entry:
         return msgspec.structs.replace(entry, refusal="outside its budget")
 
     int8 = next(entry for entry in clean.entries if entry.artifact == "int8.cpu")
     assert int8.attribution is not None
-    assert int8.attribution.departs is None
+    assert int8.attribution.diverges is None
     assert blame((refused(int8),), ()) == int8.attribution.largest == "int8.cpu"

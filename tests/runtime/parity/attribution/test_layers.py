@@ -1,4 +1,4 @@
-"""One figure per layer: sums that do not depend on batches, and the rule for a layer that departs."""
+"""One figure per layer: sums that do not depend on batches, and the rule for a layer that diverges."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from resnet_export.runtime.parity.attribution.layers import (
     LayerSums,
     Layerwise,
     coarseness_limit,
-    first_departure,
+    first_divergence,
     layer_figure,
     snr_db,
     summary,
@@ -94,39 +94,39 @@ def test_a_ratio_in_decibels_is_defined_where_there_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("kind", LIMITS)
-def test_a_layer_departs_beyond_the_limit_of_its_kind(kind: Kind) -> None:
+def test_a_layer_diverges_beyond_the_limit_of_its_kind(kind: Kind) -> None:
     limit = LIMITS[kind]
     excluded, broken = layer(kind, sums(limit * 0.99)), layer(kind, sums(limit * 1.01))
-    assert (excluded.departs, excluded.reason) == (False, "")
-    assert broken.departs
+    assert (excluded.diverges, excluded.reason) == (False, "")
+    assert broken.diverges
     assert f"{limit:g} is explained" in broken.reason
     assert excluded.excess < 1 < broken.excess
 
 
-def test_the_error_in_place_alone_is_no_departure() -> None:
+def test_the_error_in_place_alone_is_no_divergence() -> None:
     found = layer(own=sums(1e-4), in_place=sums(0.9))
-    assert not found.departs
+    assert not found.diverges
     assert found.relative_error == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(("gain", "word"), [(1 + 2 * GAIN, "large"), (1 - 2 * GAIN, "small")])
 def test_integer_weights_that_scale_their_output_depart(gain: float, word: str) -> None:
     found = layer("weights", sums(0.01, gain))
-    assert found.departs
+    assert found.diverges
     assert f"1.0 % too {word}" in found.reason
     assert found.excess == pytest.approx(2)
-    assert not layer("weights", sums(0.01, 1 + GAIN / 2)).departs
+    assert not layer("weights", sums(0.01, 1 + GAIN / 2)).diverges
     assert layer("fp16", sums(1e-4, gain)).gain is None
 
 
-def test_a_scale_that_halving_improves_departs() -> None:
+def test_a_scale_that_halving_improves_diverges() -> None:
     found = layer("activations", sums(0.02), halved=sums(0.01))
-    assert found.departs
+    assert found.diverges
     assert found.coarseness == pytest.approx(2)
     assert "50 % of its error" in found.reason
-    assert not layer("activations", sums(0.01 * COARSE * 0.99), halved=sums(0.01)).departs
+    assert not layer("activations", sums(0.01 * COARSE * 0.99), halved=sums(0.01)).diverges
     # Nothing at all was rounded: nothing to improve.
-    assert not layer("activations", sums(0), halved=sums(0)).departs
+    assert not layer("activations", sums(0), halved=sums(0)).diverges
 
 
 def test_one_coarse_tensor_stands_out_and_ranges_that_are_all_coarse_do_not() -> None:
@@ -138,7 +138,7 @@ def test_one_coarse_tensor_stands_out_and_ranges_that_are_all_coarse_do_not() ->
     assert coarseness_limit([LayerSums()]) == COARSE
 
 
-def test_a_layer_that_is_not_finite_or_cannot_be_measured_departs_without_bound() -> None:
+def test_a_layer_that_is_not_finite_or_cannot_be_measured_diverges_without_bound() -> None:
     hot = layer(own=ErrorSums(signal=1.0, non_finite=3))
     unknown = layer(own=None, remark="its output is [N, 4], where that of the fp32 graph is [N, 8]")
     lost = layer("fp32", sums(0.4), missing=True)
@@ -146,18 +146,18 @@ def test_a_layer_that_is_not_finite_or_cannot_be_measured_departs_without_bound(
     assert unknown.reason.startswith("its output is [N, 4]")
     assert "does not have it" in lost.reason
     assert hot.excess == unknown.excess == math.inf
-    assert all(found.departs for found in (hot, unknown, lost))
+    assert all(found.diverges for found in (hot, unknown, lost))
 
 
-def test_a_missing_node_that_changed_nothing_is_no_departure() -> None:
-    assert not layer("fp32", sums(0), missing=True).departs
+def test_a_missing_node_that_changed_nothing_is_no_divergence() -> None:
+    assert not layer("fp32", sums(0), missing=True).diverges
 
 
-def test_the_first_departure_goes_by_the_graph_and_the_worst_by_excess() -> None:
+def test_the_first_divergence_goes_by_the_graph_and_the_worst_by_excess() -> None:
     layers = tuple(
         layer(own=sums(error), node=f"conv{i}") for i, error in enumerate([1e-4, 0.01, 1e-4, 0.5, 2e-4, 1e-4])
     )
-    first = first_departure(layers)
+    first = first_divergence(layers)
     assert first is not None
     assert first.node == "conv1"
     found = Layerwise(
@@ -175,13 +175,13 @@ def test_the_first_departure_goes_by_the_graph_and_the_worst_by_excess() -> None
     )
     assert len(found.worst) == WORST
     assert [one.node for one in found.worst][:3] == ["conv3", "conv1", "conv4"]
-    assert found.sentence.startswith("fp16 departs at conv1 (Conv, module stem.conv1): ")
+    assert found.sentence.startswith("fp16 diverges at conv1 (Conv, module stem.conv1): ")
     assert found.sentence.endswith("1 more layer behind it")
 
 
 def test_a_sound_artifact_is_summed_up_as_one() -> None:
     assert summary("fp16", (layer(own=sums(1e-4)),)).startswith("fp16: each of its 1 layers")
-    assert first_departure([layer(own=sums(1e-4))]) is None
+    assert first_divergence([layer(own=sums(1e-4))]) is None
 
 
 def test_a_title_names_the_module_where_the_node_does_not() -> None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from resnet_export.runtime.bundle.manifest import Artifact, EngineInfo
 from resnet_export.runtime.errors import BundleError
-from resnet_export.runtime.parity.attribution.stages import Attribution, Stage, StageError, attribute, chain
-from resnet_export.runtime.parity.criteria.tolerances import TABLE
+from resnet_export.runtime.parity.attribution.stages import Attribution, Stage, StepError, attribute, chain
+from resnet_export.runtime.parity.criteria.tolerances import Tolerances
 from resnet_export.runtime.parity.measure.metrics import Metrics
 from resnet_export.runtime.precision import Precision
 
@@ -20,6 +20,7 @@ ONNX = Stage(name="onnx", precision=FP32)
 HALF = Stage(name="fp16", precision=FP16)
 BACKEND = Stage(name="backend", precision=FP16)
 
+SHIPPED = Tolerances.shipped()
 Array = NDArray[np.float32]
 
 
@@ -38,10 +39,10 @@ def take_apart(*sizes: float) -> Attribution:
     for seed, size in enumerate(sizes):
         states.append(nudged(states[-1], size, seed + 1))
     steps = list(zip((ONNX, HALF, BACKEND), states[1:], strict=True))
-    return attribute(states[0], steps, TABLE, "fp16 on onnxruntime")
+    return attribute(states[0], steps, SHIPPED, "fp16 on onnxruntime")
 
 
-def stage(found: Attribution, name: str) -> StageError:
+def stage(found: Attribution, name: str) -> StepError:
     return next(error for error in found.stages if error.stage == name)
 
 
@@ -63,7 +64,7 @@ def test_the_shares_add_up_to_one_within_the_bound_that_is_reported(
     if back:  # the last step undoes almost everything, the worst case for a sum of parts
         states.append(nudged(states[0], 1e-5, seed))
     steps = [(Stage(name=str(i), precision=INT8), state) for i, state in enumerate(states[1:])]
-    found = attribute(states[0], steps, TABLE, "x")
+    found = attribute(states[0], steps, SHIPPED, "x")
     if found.residual is None:
         assert (states[-1] == states[0]).all()
         return
@@ -81,7 +82,7 @@ def test_the_shares_add_up_to_one_within_the_bound_that_is_reported(
 
 def test_separate_and_cumulative_errors_are_the_relative_errors_of_the_steps_and_of_the_whole() -> None:
     states = [logits(), nudged(logits(), 1e-3, 1), nudged(logits(), 1e-2, 2)]
-    found = attribute(states[0], [(ONNX, states[1]), (HALF, states[2])], TABLE, "x")
+    found = attribute(states[0], [(ONNX, states[1]), (HALF, states[2])], SHIPPED, "x")
     norm = np.linalg.norm(states[0].astype(np.float64))
     gap = states[2].astype(np.float64) - states[1]
     assert found.stages[0].separate == found.stages[0].cumulative
@@ -95,7 +96,7 @@ def test_separate_and_cumulative_errors_are_the_relative_errors_of_the_steps_and
 def test_the_step_with_the_largest_share_is_named_in_the_sentence() -> None:
     found = take_apart(1e-6, 1e-3, 1e-5)
     assert found.largest == "fp16"
-    assert found.departs is None
+    assert found.diverges is None
     assert (
         "fp16 on onnxruntime: 100 % of the error arises at the step to fp16 (relative error 0.001 there"
         in found.sentence
@@ -117,7 +118,7 @@ def test_the_first_step_outside_its_own_limits_is_the_one_to_look_at(
     sizes: tuple[float, ...], name: str, where: str
 ) -> None:
     found = take_apart(*sizes)
-    assert found.departs == name
+    assert found.diverges == name
     assert f"the first error outside its own limits arises {where}." in found.sentence
 
 
@@ -126,16 +127,16 @@ def test_a_small_fault_in_an_exact_step_is_found_behind_the_larger_error_of_a_co
     states = [logits(), nudged(logits(), 2e-3, 1)]
     states.append(nudged(states[1], 3e-2, 2))
     found = attribute(
-        states[0], [(ONNX, states[1]), (Stage(name="int8", precision=INT8), states[2])], TABLE, "x"
+        states[0], [(ONNX, states[1]), (Stage(name="int8", precision=INT8), states[2])], SHIPPED, "x"
     )
     assert found.largest == "int8"
-    assert found.departs == "onnx"
+    assert found.diverges == "onnx"
 
 
 def test_a_step_that_takes_error_back_has_a_negative_share() -> None:
     first = logits()
     off = first + np.float32(0.5)
-    found = attribute(first, [(ONNX, off), (HALF, first + np.float32(0.25))], TABLE, "x")
+    found = attribute(first, [(ONNX, off), (HALF, first + np.float32(0.25))], SHIPPED, "x")
     assert [error.share for error in found.stages] == pytest.approx([2.0, -1.0], rel=1e-6)
     assert found.largest == "onnx"
     assert "100 % of the error arises at the step to onnx" in found.sentence
@@ -143,9 +144,9 @@ def test_a_step_that_takes_error_back_has_a_negative_share() -> None:
 
 
 def test_a_chain_without_error_has_no_shares_and_says_so() -> None:
-    found = attribute(logits(), [(ONNX, logits()), (HALF, logits())], TABLE, "fp16 on openvino")
+    found = attribute(logits(), [(ONNX, logits()), (HALF, logits())], SHIPPED, "fp16 on openvino")
     assert [error.share for error in found.stages] == [None, None]
-    assert (found.largest, found.departs, found.residual) == (None, None, None)
+    assert (found.largest, found.diverges, found.residual) == (None, None, None)
     assert (
         found.sentence
         == "fp16 on openvino: no error, every stage gives the eager model's logits bit for bit."
@@ -158,27 +159,27 @@ def test_overflow_is_attributed_to_the_step_where_it_first_appears() -> None:
     later = broken.copy()
     later[4, 1] = np.nan
     found = attribute(
-        logits(), [(ONNX, logits()), (HALF, broken), (BACKEND, later)], TABLE, "fp16 on openvino"
+        logits(), [(ONNX, logits()), (HALF, broken), (BACKEND, later)], SHIPPED, "fp16 on openvino"
     )
     assert [error.non_finite for error in found.stages] == [0, 1, 2]
-    assert found.departs == "fp16"
+    assert found.diverges == "fp16"
     assert "NaN or infinity first appears at the step to fp16, on 1 images" in found.sentence
 
 
 def test_overflow_of_every_image_still_makes_a_report() -> None:
-    found = attribute(logits(), [(HALF, np.full_like(logits(), np.nan))], TABLE, "x")
+    found = attribute(logits(), [(HALF, np.full_like(logits(), np.nan))], SHIPPED, "x")
     assert found.total is None
     assert "first appears at the step to fp16" in found.sentence
 
 
 def test_stages_of_another_shape_are_refused() -> None:
     with pytest.raises(BundleError, match=r"stage 'onnx' have shape \[31, 10\], the eager ones \[32, 10\]"):
-        attribute(logits(), [(ONNX, logits(31))], TABLE, "x")
+        attribute(logits(), [(ONNX, logits(31))], SHIPPED, "x")
 
 
 def test_eager_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(BundleError, match="NaN or infinity"):
-        attribute(np.full((2, 2), np.nan), [(ONNX, np.zeros((2, 2)))], TABLE, "x")
+        attribute(np.full((2, 2), np.nan), [(ONNX, np.zeros((2, 2)))], SHIPPED, "x")
 
 
 def artifact(name: str, precision: Precision, target: str = "any", source: str | None = None) -> Artifact:

@@ -12,32 +12,39 @@ import numpy as np
 import pytest
 
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.parity.criteria.loosened import loosened
 from resnet_export.runtime.parity.criteria.tolerances import (
     TABLE,
     UNTRAINED_INT8,
     Override,
+    Overrides,
+    Tolerances,
     checked_overrides,
     coarser,
-    for_manifest,
-    loosened,
     near_tie_width,
     parse_overrides,
-    table,
-    tolerance_for,
 )
 from resnet_export.runtime.parity.measure.metrics import Metrics
 from resnet_export.runtime.precision import Precision, Tolerance
 
 UNTRAINED = tuple(
-    table(untrained=True, layers_in_series=layers_in_series) for layers_in_series in UNTRAINED_INT8
+    Tolerances.shipped(untrained=True, layers_in_series=layers_in_series)
+    for layers_in_series in UNTRAINED_INT8
 )
+SHIPPED = Tolerances.shipped()
 
 
-@pytest.mark.parametrize("limits", [TABLE, *UNTRAINED])
+def remarks(
+    shipped: Tolerances, bundle: Mapping[str, Tolerance], user: Overrides | None = None
+) -> tuple[str, ...]:
+    return loosened(shipped, shipped.replaced(bundle, user), user or {})
+
+
+@pytest.mark.parametrize("limits", [SHIPPED, *UNTRAINED])
 def test_every_precision_has_limits_and_coarser_ones_are_never_tighter(
-    limits: Mapping[Precision, Tolerance],
+    limits: Tolerances,
 ) -> None:
-    assert set(limits) == set(Precision)
+    assert set(limits.rows) == set(Precision)
     order = sorted(Precision, key=lambda p: sum(coarser(p, q) is p for q in Precision))
     for fine, coarse in itertools.pairwise(order):
         for name in ("centered_cosine", "top1_agreement"):
@@ -59,8 +66,11 @@ def test_a_deeper_untrained_network_is_allowed_more_and_unknown_depths_have_the_
         assert shallow.relative_error < deep.relative_error
         assert shallow.centered_cosine > deep.centered_cosine
     for unknown, known in ((1, 18), (20, 34), (51, 101), (1000, 152), (None, 18)):
-        assert table(untrained=True, layers_in_series=unknown)[Precision.INT8] == UNTRAINED_INT8[known]
-    assert table(untrained=False, layers_in_series=152) == TABLE
+        assert (
+            Tolerances.shipped(untrained=True, layers_in_series=unknown)[Precision.INT8]
+            == UNTRAINED_INT8[known]
+        )
+    assert Tolerances.shipped(untrained=False, layers_in_series=152) == Tolerances(TABLE)
 
 
 def test_no_limit_is_looser_than_what_the_project_promises() -> None:
@@ -73,13 +83,10 @@ def test_no_limit_is_looser_than_what_the_project_promises() -> None:
 
 @pytest.mark.parametrize(("untrained", "layers_in_series"), [(True, 18), (True, 101), (False, 50)])
 def test_the_manifest_carries_the_table_in_its_own_words(untrained: bool, layers_in_series: int) -> None:
-    made = for_manifest(untrained=untrained, layers_in_series=layers_in_series)
-    carried = msgspec.json.decode(msgspec.json.encode(made), type=dict[str, Tolerance])
-    assert carried == made
-    for precision in Precision:
-        expected = tolerance_for(precision, untrained=untrained, layers_in_series=layers_in_series)
-        assert tolerance_for(precision, carried) == expected
-        assert expected == table(untrained=untrained, layers_in_series=layers_in_series)[precision]
+    made = Tolerances.shipped(untrained=untrained, layers_in_series=layers_in_series)
+    carried = msgspec.json.decode(msgspec.json.encode(made.by_name()), type=dict[str, Tolerance])
+    assert carried == made.by_name()
+    assert SHIPPED.replaced(carried).rows == made.rows
 
 
 @pytest.mark.parametrize(
@@ -102,13 +109,15 @@ def test_an_artifact_is_held_to_the_coarser_of_what_it_holds_and_what_ran(
 def test_the_bundles_limits_replace_the_tables_and_the_users_replace_both_key_by_key() -> None:
     bundle = {"fp16": Tolerance(relative_error=0.5, centered_cosine=0.9)}
     users = parse_overrides(b'{"fp16": {"centered_cosine": 0.8}}')
-    assert tolerance_for(Precision.FP16, bundle) == bundle["fp16"]
-    assert tolerance_for(Precision.FP16, bundle, users) == Tolerance(relative_error=0.5, centered_cosine=0.8)
-    assert tolerance_for(Precision.INT8, bundle, users) == TABLE[Precision.INT8]
+    assert SHIPPED.replaced(bundle)[Precision.FP16] == bundle["fp16"]
+    found = SHIPPED.replaced(bundle, users)
+    assert found[Precision.FP16] == Tolerance(relative_error=0.5, centered_cosine=0.8)
+    assert found[Precision.INT8] == TABLE[Precision.INT8]
 
 
 def test_null_drops_a_limit_and_silence_keeps_it() -> None:
-    found = tolerance_for(Precision.FP16, None, parse_overrides(b'{"fp16": {"top1_agreement": null}}'))
+    users = parse_overrides(b'{"fp16": {"top1_agreement": null}}')
+    found = SHIPPED.replaced(None, users)[Precision.FP16]
     assert found.top1_agreement is None
     assert found.centered_cosine == TABLE[Precision.FP16].centered_cosine
 
@@ -218,48 +227,36 @@ def test_a_repeated_key_is_refused_since_the_last_would_win_without_a_word(data:
 def test_the_shipped_limits_and_tighter_ones_are_not_remarked_on(
     untrained: bool, layers_in_series: int
 ) -> None:
-    shipped = for_manifest(untrained=untrained, layers_in_series=layers_in_series)
-    assert loosened(shipped, {}, untrained=untrained, layers_in_series=layers_in_series) == ()
-    assert loosened({}, {}, untrained=untrained, layers_in_series=layers_in_series) == ()
+    shipped = Tolerances.shipped(untrained=untrained, layers_in_series=layers_in_series)
+    assert remarks(shipped, shipped.by_name()) == ()
+    assert remarks(shipped, {}) == ()
     tight = parse_overrides(b'{"int8": {"relative_error": 0, "centered_cosine": 1, "top1_agreement": 1}}')
-    assert loosened(shipped, tight, untrained=untrained, layers_in_series=layers_in_series) == ()
+    assert remarks(shipped, shipped.by_name(), tight) == ()
 
 
 def test_a_limit_that_is_looser_or_missing_is_named_with_who_loosened_it() -> None:
-    shipped = for_manifest()
-    (said,) = loosened({**shipped, "fp32": Tolerance()}, {})
+    bundle = SHIPPED.by_name()
+    (said,) = remarks(SHIPPED, {**bundle, "fp32": Tolerance()})
     assert said == (
         "limits are looser than the shipped ones, by the bundle: fp32 relative error not checked in place of 0.0001, "
-        "fp32 centered cosine not checked in place of 0.9999999, fp32 top1 agreement not checked in place of 0.99"
+        "fp32 centered cosine similarity not checked in place of 0.9999999, fp32 top-1 agreement not checked in place "
+        "of 99 %"
     )
     user = parse_overrides(b'{"fp32": {"relative_error": 0.5}, "int8": {"top1_agreement": null}}')
-    assert loosened(shipped, user) == (
+    assert remarks(SHIPPED, bundle, user) == (
         "limits are looser than the shipped ones, by --tolerance: fp32 relative error 0.5 in place of 0.0001, "
-        "int8 top1 agreement not checked in place of 0.95",
+        "int8 top-1 agreement not checked in place of 95 %",
     )
-    assert len(loosened({**shipped, "fp16": Tolerance()}, user)) == 2
+    assert len(remarks(SHIPPED, {**bundle, "fp16": Tolerance()}, user)) == 2
 
 
 def test_a_user_who_tightens_what_the_bundle_loosened_is_told_nothing() -> None:
-    loose = {**for_manifest(), "fp16": msgspec.structs.replace(TABLE[Precision.FP16], relative_error=9.0)}
-    assert len(loosened(loose, {})) == 1
-    assert loosened(loose, parse_overrides(b'{"fp16": {"relative_error": 0.01}}')) == ()
+    loose = {**SHIPPED.by_name(), "fp16": msgspec.structs.replace(TABLE[Precision.FP16], relative_error=9.0)}
+    assert len(remarks(SHIPPED, loose)) == 1
+    assert remarks(SHIPPED, loose, parse_overrides(b'{"fp16": {"relative_error": 0.01}}')) == ()
 
 
 def test_an_untrained_row_is_looser_than_a_trained_networks() -> None:
-    assert (
-        len(
-            loosened(
-                for_manifest(untrained=True, layers_in_series=18), {}, untrained=False, layers_in_series=18
-            )
-        )
-        == 1
-    )
-    assert (
-        len(
-            loosened(
-                for_manifest(untrained=True, layers_in_series=152), {}, untrained=True, layers_in_series=18
-            )
-        )
-        == 1
-    )
+    shallow, *_, deep = UNTRAINED
+    assert len(remarks(SHIPPED, shallow.by_name())) == 1
+    assert len(remarks(shallow, deep.by_name())) == 1

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_export.runtime.parity.criteria.evaluate import labels_order
+from resnet_export.runtime.parity.criteria.criterion import Criterion
+from resnet_export.runtime.parity.criteria.table import CRITERIA, Evidence, describe
 from resnet_export.runtime.parity.measure.comparison import Tally
 from resnet_export.runtime.parity.measure.label_order import exchanged
-from resnet_export.runtime.parity.report.schema import describe
+from resnet_export.runtime.parity.measure.labels import Labeled
 
 
 def pairs(labels: np.ndarray, predicted: np.ndarray) -> Counter[tuple[int, int]]:
@@ -58,6 +59,12 @@ def test_a_few_images_do_not_accuse() -> None:
     assert exchanged({(0, 1): 6, (1, 0): 6, (2, 2): 9}) == ((0, 1),)
 
 
+def labels_order(labeled: Labeled | None, names: tuple[str, ...] = ()) -> Criterion:
+    found = CRITERIA["labels_order"](Evidence(labeled=labeled, class_names=names))
+    assert found is not None
+    return found
+
+
 def test_two_exchanged_classes_fail_a_criterion_of_their_own_that_names_them() -> None:
     truth = classes(6)
     logits = np.eye(6, dtype=np.float32)[truth]
@@ -65,12 +72,12 @@ def test_two_exchanged_classes_fail_a_criterion_of_their_own_that_names_them() -
     halves = [slice(0, 50), slice(50, None)]
     good = sum_of(Tally.of(logits[half], logits[half], truth[half]) for half in halves)
     bad = sum_of(Tally.of(logits[half], logits[half], table[truth][half]) for half in halves)
-    right, wrong = (labels_order(one.comparison().labeled) for one in (good, bad))  # type: ignore[arg-type]
+    right, wrong = (labels_order(one.comparison().labeled) for one in (good, bad))
     assert right.passed
     assert (wrong.passed, wrong.value) == (False, 2)
     assert describe(wrong) == "the labels of 2 classes are exchanged (1 → 4 → 1), expected 0"
     assert "rename the folders" in wrong.detail
-    named = labels_order(bad.comparison().labeled, ("zero", "one", "two", "three", "four", "five"))  # type: ignore[arg-type]
+    named = labels_order(bad.comparison().labeled, ("zero", "one", "two", "three", "four", "five"))
     assert "(one → four → one)" in describe(named)
 
 

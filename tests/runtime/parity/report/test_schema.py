@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from resnet_export.runtime.bundle.manifest import Verdict, WeightsInfo
 from resnet_export.runtime.errors import SchemaError
 from resnet_export.runtime.parity.attribution.stages import Stage, attribute
-from resnet_export.runtime.parity.criteria.evaluate import at_least, at_most, images_short, judge, max_drop
-from resnet_export.runtime.parity.criteria.tolerances import TABLE
+from resnet_export.runtime.parity.criteria.criterion import Criterion, at_least, at_most, number
+from resnet_export.runtime.parity.criteria.table import CRITERIA, Evidence, describe, evaluate, unresolved
+from resnet_export.runtime.parity.criteria.tolerances import TABLE, Tolerances
 from resnet_export.runtime.parity.measure.comparison import Flip, compare
 from resnet_export.runtime.parity.measure.labels import Labeled
 from resnet_export.runtime.parity.report import junit, markdown, text
@@ -28,9 +29,7 @@ from resnet_export.runtime.parity.report.schema import (
     ParityReport,
     Skipped,
     decode_report,
-    describe,
     encode_report,
-    number,
     summarize,
 )
 from resnet_export.runtime.parity.spec import ParitySpec
@@ -38,6 +37,12 @@ from resnet_export.runtime.precision import Precision, Tolerance
 
 # What XML 1.0, Markdown, HTML and terminals each trip over, as it may stand in a file name or a native error.
 HOSTILE = 'a|b`c`<script>*_[x](y)&amp;\x00\x1b[31m\ud800\ufffe@team ]]> "quoted"\nnext'
+
+
+def max_drop(labeled: Labeled | None, points: float) -> Criterion:
+    found = CRITERIA["max_drop"](Evidence(labeled=labeled, spec=ParitySpec(data="photos/", max_drop=points)))
+    assert found is not None
+    return found
 
 
 def entry(artifact: str = "fp16", backend: str = "onnxruntime", noise: float = 1e-4, **changes: Any) -> Entry:
@@ -55,14 +60,17 @@ def entry(artifact: str = "fp16", backend: str = "onnxruntime", noise: float = 1
             reference="eager",
             reference_error=None,
             comparison=golden,
-            criteria=judge(golden.figures, tolerance),
+            criteria=evaluate(Evidence(figures=golden.figures, tolerance=tolerance)),
         ),
         Check(
             images="data",
             reference="onnx",
             reference_error=1.5e-6,
             comparison=data,
-            criteria=(*judge(data.figures, tolerance), max_drop(data.labeled, 0.5)),
+            criteria=(
+                *evaluate(Evidence(figures=data.figures, tolerance=tolerance)),
+                max_drop(data.labeled, 0.5),
+            ),
         ),
     )
     stage = Stage(name="fp16", precision=Precision.FP16)
@@ -80,7 +88,7 @@ def entry(artifact: str = "fp16", backend: str = "onnxruntime", noise: float = 1
         tolerance=tolerance,
         notes=("something is off",),
         checks=checks,
-        attribution=attribute(b, [(stage, a)], TABLE, f"{artifact} on {backend}"),
+        attribution=attribute(b, [(stage, a)], Tolerances.shipped(), f"{artifact} on {backend}"),
         error=None,
     )
     return msgspec.structs.replace(made, **changes)
@@ -140,7 +148,7 @@ def test_one_failure_among_many_fails_the_report_and_is_spelled_out() -> None:
     found = ALL.verdict
     assert (found.status, found.exit_code, ALL.exit_code) == ("failed", 1, 1)
     assert found.sentence.startswith("FAILED: 2 of 3 artifact runs outside tolerance: int8 on onnxruntime (")
-    assert "centered cosine 0.8" in found.sentence
+    assert "centered cosine similarity 0.8" in found.sentence
     assert "rtx on onnxruntime (could not be opened: out of memory)" in found.sentence
 
 
@@ -211,7 +219,10 @@ def test_what_breaks_a_limit_never_reads_like_the_limit(limit: float, step: floa
 
 
 def test_an_undefined_value_reads_as_undefined() -> None:
-    assert describe(at_least("centered_cosine", None, 0.99)) == "centered cosine undefined, expected ≥ 0.99"
+    assert (
+        describe(at_least("centered_cosine", None, 0.99))
+        == "centered cosine similarity undefined, expected ≥ 0.99"
+    )
 
 
 # --- JSON ------------------------------------------------------------------------------------------------
@@ -251,7 +262,9 @@ def test_json_that_is_no_report_is_refused(data: bytes) -> None:
 
 
 def test_a_report_of_an_older_version_reads_as_one_that_did_not_ask_for_more() -> None:
-    newer = {"seed", "tolerances", "layers", "weights", "batches", "words", "reference_spread"}
+    newer = {
+        *("seed", "tolerances", "layers", "weights", "batches", "words", "reference_spread", "is_reference"),
+    }
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
@@ -297,7 +310,7 @@ def test_the_text_says_what_was_compared_with_what_and_how_far_the_reference_its
 
 def test_the_text_explains_failures_errors_notes_and_what_did_not_run() -> None:
     shown = text.render(ALL)
-    assert "int8 on onnxruntime, golden images: centered cosine 0." in shown
+    assert "int8 on onnxruntime, golden images: centered cosine similarity 0." in shown
     assert "rtx on onnxruntime could not be opened: out of memory" in shown
     assert "fp16 on onnxruntime: 100 % of the error arises at the step to fp16" in shown
     assert "fp16: onnxruntime (CUDAExecutionProvider) needs an NVIDIA GPU" in shown
@@ -306,7 +319,9 @@ def test_the_text_explains_failures_errors_notes_and_what_did_not_run() -> None:
 
 def test_data_that_cannot_decide_are_pointed_out_once_beside_the_verdict() -> None:
     made = report(GOOD, entry(backend="openvino"))
-    needed = images_short(labelled_of(GOOD), 0.5)
+    doubt = unresolved(labelled_of(GOOD), 0.5)
+    assert doubt is not None
+    needed, _ = doubt
     assert made.verdict.sentence == (
         "PASSED: 2 artifact runs checked, all within tolerance, but 32 images are too few to resolve 0.5 points "
         f"(about {needed} would do)."
@@ -340,7 +355,7 @@ def test_without_labels_the_accuracy_columns_are_left_out() -> None:
 
 
 def test_the_references_own_row_is_called_the_reference() -> None:
-    own = msgspec.structs.replace(GOOD.checks[1], criteria=())
+    own = msgspec.structs.replace(GOOD.checks[1], criteria=(), is_reference=True)
     shown = text.render(report(entry(checks=(GOOD.checks[0], own))))
     assert any(line.rstrip().endswith("reference") for line in shown.splitlines())
 
@@ -424,7 +439,7 @@ def test_junit_failures_carry_the_figures_in_the_message_and_the_rest_in_the_bod
     )
     found = failure.find("failure")
     assert found is not None
-    assert "int8 on onnxruntime: centered cosine 0." in str(found.get("message"))
+    assert "int8 on onnxruntime: centered cosine similarity 0." in str(found.get("message"))
     assert "expected ≥ 0.9999" in str(found.get("message"))
     assert "of the error arises at the step to fp16" in str(found.text)
     assert "flipped: image " in str(found.text)

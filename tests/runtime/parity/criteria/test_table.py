@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from resnet_export.runtime.parity.criteria.evaluate import (
-    Criterion,
-    accuracy_drop,
-    at_least,
-    at_most,
-    judge,
-    labels_fit,
-    max_drop,
-    min_agreement,
-)
+from resnet_export.runtime.parity.criteria.criterion import Criterion, at_least, at_most
+from resnet_export.runtime.parity.criteria.table import CRITERIA, Evidence, evaluate
 from resnet_export.runtime.parity.measure.comparison import Comparison, compare
 from resnet_export.runtime.parity.measure.labels import Labeled
 from resnet_export.runtime.parity.measure.metrics import Figures
+from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Tolerance
 
 
@@ -42,6 +37,32 @@ def labeled(both: int, reference: int, candidate: int, neither: int) -> Labeled:
     found = compare(np.array(b), np.array(a), labels=np.zeros(len(b), int)).labeled
     assert found is not None
     return found
+
+
+def judge(figures: Figures, tolerance: Tolerance, *, untrained: bool = False) -> tuple[Criterion, ...]:
+    return evaluate(Evidence(figures=figures, tolerance=tolerance, untrained=untrained))
+
+
+def one(name: str, **evidence: Any) -> Criterion:
+    found = CRITERIA[name](Evidence(**evidence))
+    assert found is not None
+    return found
+
+
+def max_drop(found: Labeled, points: float) -> Criterion:
+    return one("max_drop", labeled=found, spec=ParitySpec(data="photos", max_drop=points))
+
+
+def min_agreement(found: Comparison, percent: float) -> Criterion:
+    return one("min_agreement", figures=found.figures, spec=ParitySpec(min_agreement=percent))
+
+
+def accuracy_drop(found: Labeled) -> Criterion:
+    return one("accuracy_drop", labeled=found)
+
+
+def labels_fit(found: Labeled) -> Criterion | None:
+    return CRITERIA["labels_fit"](Evidence(labeled=found))
 
 
 AGREEMENT = Tolerance(top1_agreement=0.99)
@@ -70,7 +91,7 @@ def test_agreement_fails_only_when_the_images_rule_the_limit_out(
 def test_near_ties_that_flip_are_named_and_count_as_agreement_only_when_told_to() -> None:
     figures = flipped(32, 8, margin=0.01, near_tie=0.02).figures
     strict = named(judge(figures, AGREEMENT), "top1_agreement")
-    lenient = named(judge(figures, AGREEMENT, near_ties_agree=True), "top1_agreement")
+    lenient = named(judge(figures, AGREEMENT, untrained=True), "top1_agreement")
     assert (strict.passed, strict.value) == (False, 0.75)
     assert (lenient.passed, lenient.value) == (True, 1.0)
     assert "24 of 32 images, 8 of the others near ties" in strict.detail
@@ -175,7 +196,7 @@ def test_labels_of_other_classes_fail_although_nothing_was_lost() -> None:
     assert good.passed
     assert bad is not None
     assert not bad.passed
-    assert "the reference is right on 0.00 % of 500 images" in bad.detail
+    assert "the reference's top-1 accuracy is 0.00 % on 500 images" in bad.detail
     assert max_drop(shifted, 0.0).passed
 
 
