@@ -55,7 +55,7 @@ COMMAND = str(Path(sys.executable).with_name("resnet-export"))
 def export_resnet50(folder: Path) -> Path:
     """Export the untrained ResNet-50 and return its float32 graph."""
     spec = ExportSpec(engine="none", batch=BatchRange(min=1, opt=2, max=2))
-    return export(ModelSpec(depth=50), spec, folder / "resnet50").path / "model.onnx"
+    return export(ModelSpec(depth=50), spec, folder / "resnet50").bundle.path / "model.onnx"
 
 
 def ours(model: Path, images: Path, table: Path, count: int) -> list[str]:

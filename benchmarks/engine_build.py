@@ -73,7 +73,7 @@ def ours(bundle: Path, name: str) -> float:
 def main(bundle: Path) -> None:
     """Print medians and ratios."""
     heading("build_engine against the bare builder of TensorRT for RTX, sm86 and sm89")
-    for source in engine_sources(read_manifest(bundle)):
+    for source in engine_sources(read_manifest(bundle).artifacts):
         times: dict[str, list[float]] = {"bare": [], "ours": []}
         for _ in range(ROUNDS):
             for side, found in times.items():

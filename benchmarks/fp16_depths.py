@@ -18,7 +18,7 @@ from benchmarks.harness import heading
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.exporter.graph.export import serialize, simplify, to_onnx
 from resnet_export.exporter.graph.precision import to_fp16
-from resnet_export.exporter.graph.stage_check import eager_probe
+from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.exporter.models.classifier import build_network
 from resnet_export.exporter.models.photographs import photographs
@@ -38,8 +38,10 @@ def measure(depth: int) -> dict[str, Figures]:
     network = build_network(ModelSpec(depth=depth, image_size=SIZE))
     pre = network.preprocessing
     photos = normalize(photographs(SIZE)[:16], pre)
-    probe = eager_probe(network.module, photos[:4])
-    exported = to_onnx(network.module, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=4), probe=probe)
+    reference = record_reference(network.module, photos[:4])
+    exported, _ = to_onnx(
+        network.module, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=4), reference=reference
+    )
     simplified = simplify(exported)
     half = to_fp16(simplified, scan_ranges(simplified, [photos])).graph
     stages = {"onnx": exported, "simplified": simplified, "fp16": half}

@@ -52,7 +52,7 @@ def main() -> None:
                 ModelSpec(weights=str(weights), num_classes=CLASSES, image_size=SIZE),
                 ExportSpec(fp16=True, int8=True, calib=calib, engine="none"),
                 Path(scratch) / "bundle",
-            )
+            ).bundle
             seconds = time.perf_counter() - start
             show(f"ResNet-{depth}, exported in {seconds:.0f} s", _check(bundle.path, test))
 

@@ -45,7 +45,9 @@ def measure(depth: int, seed: int, size: int, images: int, checks: int, *, plain
         spec = ExportSpec(fp16=True, int8=True, calib=calib, engine="none")
         if plain:
             spec = replace(spec, calib_method="mse", equalize=False, correct_bias=False, round_weights=False)
-        bundle = export(ModelSpec(depth=depth, image_size=size, seed=seed), spec, Path(folder) / "bundle")
+        bundle = export(
+            ModelSpec(depth=depth, image_size=size, seed=seed), spec, Path(folder) / "bundle"
+        ).bundle
         exported = time.perf_counter() - start
         reports = []
         for draw in range(1000 + seed * checks, 1000 + (seed + 1) * checks):

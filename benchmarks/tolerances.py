@@ -30,7 +30,7 @@ def measure(depth: int, seed: int, crops: int, int8: bool) -> Iterator[tuple[Pre
     """Yield precision, what ran on which images, and the figures, for one network."""
     with tempfile.TemporaryDirectory() as folder:
         spec = ExportSpec(fp16=True, int8=int8)
-        bundle = export(ModelSpec(depth=depth, seed=seed), spec, Path(folder) / "bundle")
+        bundle = export(ModelSpec(depth=depth, seed=seed), spec, Path(folder) / "bundle").bundle
         images = natural_crops(crops, SIZE, seed=1000 + seed)
         batches = [Batch(images[start : start + BATCH]) for start in range(0, crops, BATCH)]
         report = run_parity(bundle.path, batches=batches or None, precisions=list(Precision))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.exporter.graph.export import ExportedGraph, simplify, to_onnx
-from resnet_export.exporter.graph.stage_check import eager_probe
+from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.models.resnet import ResNet, build
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.preprocess import normalize
@@ -55,8 +55,9 @@ def trained_resnet18(seed: int = 0, change: Callable[[ResNet], ResNet] | None = 
     if change is not None:
         network = change(network)
     images = normalize(test.images, PREPROCESSING)
-    probe = eager_probe(network, images[:4])
-    graph = simplify(to_onnx(network, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=64), probe=probe))
+    reference = record_reference(network, images[:4])
+    graph, _ = to_onnx(network, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=64), reference=reference)
+    graph = simplify(graph)
     session = CpuSession(graph.model.SerializeToString())
     logits = batched(lambda batch: session.run(batch)[0], images)
     calibration = normalize(train.images[-CALIBRATION_IMAGES:], PREPROCESSING)

@@ -1,7 +1,8 @@
 """Turn a trained ResNet into a verified bundle.
 
     from resnet_export.exporter import ModelSpec, ExportSpec, export
-    bundle = export(ModelSpec(depth=50), ExportSpec(fp16=True), out="resnet50")
+    result = export(ModelSpec(depth=50), ExportSpec(fp16=True), out="resnet50")
+    result.bundle.path, result.report.verdict
 
 Names are loaded on first use, so the command line's lighter commands work without torch and onnx.
 """
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_export.exporter.bundle.staging import Bundle
-    from resnet_export.exporter.pipeline import export
+    from resnet_export.exporter.pipeline import Export, export
     from resnet_export.exporter.spec import ExportSpec, ModelSpec
 
-__all__ = ["Bundle", "ExportSpec", "ModelSpec", "export"]
+__all__ = ["Bundle", "Export", "ExportSpec", "ModelSpec", "export"]
 
 _HOMES = {
     "Bundle": "resnet_export.exporter.bundle.staging",
+    "Export": "resnet_export.exporter.pipeline",
     "ExportSpec": "resnet_export.exporter.spec",
     "ModelSpec": "resnet_export.exporter.spec",
     "export": "resnet_export.exporter.pipeline",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 
+from resnet_export.exporter.engine.targets import EnginePlan
 from resnet_export.exporter.models.weight_source import locate
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.manifest import ModelInfo
 from resnet_export.runtime.errors import DependencyError, RequestError
+from resnet_export.runtime.precision import PRECISIONS, Precision
 
 # Module → the extra that installs it. Every step of an export is checked with ONNX Runtime.
 _NEEDED = {
@@ -69,7 +71,11 @@ def folder_name(model: ModelSpec) -> str | None:
     return None if architecture is None else architecture.name
 
 
-def bytes_needed(model: ModelInfo, spec: ExportSpec) -> int:
-    """Return about how much the bundle will take on disk, an upper bound for any architecture of the zoo."""
-    copies = 4.0 + (2.0 if spec.fp16 else 0.0) + (2.0 if spec.int8 else 0.0)  # bytes per parameter
-    return int(1.1 * copies * model.parameters) + _OVERHEAD
+def bytes_needed(model: ModelInfo, spec: ExportSpec, engines: EnginePlan) -> int:
+    """Return about how much the bundle will take on disk, engines included: an upper bound."""
+    lowered = [PRECISIONS[precision] for precision in spec.lowered]
+    fp32 = PRECISIONS[Precision.FP32]
+    copies = sum(row.weight_bytes * row.graphs for row in (fp32, *lowered))
+    # An engine holds the weights of its graph once for each kind of kernel that needs its own layout of them.
+    built = sum(row.weight_bytes for row in lowered or [fp32]) * len(engines.builds)
+    return int((1.1 * copies + 2 * built) * model.parameters) + _OVERHEAD

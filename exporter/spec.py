@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.runtime.precision import Precision
 
 InputKind = Literal["float32", "uint8"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -71,3 +72,8 @@ class ExportSpec:
     engine: EngineChoice = "auto"
     gpu: tuple[str, ...] = ()
     force: bool = False
+
+    @property
+    def lowered(self) -> tuple[Precision, ...]:
+        """The precisions besides fp32 that artifacts are asked for in, from exact to coarse."""
+        return tuple(precision for precision in Precision if getattr(self, precision, False))

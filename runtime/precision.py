@@ -44,6 +44,8 @@ class PrecisionSpec:
     Attributes:
         precision: whose row it is.
         onnx_type: the name of the TensorProto data type of its activations.
+        weight_bytes: what one weight takes in its graphs.
+        graphs: how many graphs an export makes in it.
         tolerance: the limits of its artifacts. Each number was derived by experiment, with a stated distance from the
             worst clean result: `docs/tolerances.md` says how, and how to repeat it.
         light, dark: the color that charts draw it in, on light and on dark ground.
@@ -51,6 +53,8 @@ class PrecisionSpec:
 
     precision: Precision
     onnx_type: Literal["FLOAT", "FLOAT16", "BFLOAT16", "INT8"]
+    weight_bytes: int
+    graphs: int = 1
     tolerance: Tolerance
     light: str
     dark: str
@@ -60,6 +64,7 @@ _ROWS = (
     PrecisionSpec(
         precision=Precision.FP32,
         onnx_type="FLOAT",
+        weight_bytes=4,
         # Clean: 3e-6 and 5e-12 at most. The relative error is what the export itself is held to after every step.
         tolerance=Tolerance(relative_error=1e-4, centered_cosine=0.9999999, top1_agreement=0.99),
         light="#66717f",
@@ -68,6 +73,7 @@ _ROWS = (
     PrecisionSpec(
         precision=Precision.FP16,
         onnx_type="FLOAT16",
+        weight_bytes=2,
         # Clean: 2.4e-3 and 1 − 3e-6.
         tolerance=Tolerance(relative_error=1e-2, centered_cosine=0.9999, top1_agreement=0.99),
         light="#0072b2",
@@ -76,6 +82,7 @@ _ROWS = (
     PrecisionSpec(
         precision=Precision.BF16,
         onnx_type="BFLOAT16",
+        weight_bytes=2,
         # Clean: 2.8e-2 and 1 − 4e-4.
         tolerance=Tolerance(relative_error=6e-2, centered_cosine=0.998, top1_agreement=0.98),
         light="#8a5fa8",
@@ -84,6 +91,8 @@ _ROWS = (
     PrecisionSpec(
         precision=Precision.INT8,
         onnx_type="INT8",
+        weight_bytes=1,
+        graphs=2,
         # Clean: 1.1e-2 and 1 − 6e-5. A fault that costs 1 % of the predictions starts at 0.12 and 1 − 8e-3.
         tolerance=Tolerance(relative_error=0.1, centered_cosine=0.995, top1_agreement=0.95),
         light="#b35300",

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from resnet_export.exporter.graph.export import ExportedGraph, check_against, simplify, to_onnx
-from resnet_export.exporter.graph.stage_check import Probe, eager_probe
+from resnet_export.exporter.graph.export import ExportedGraph, simplify, to_onnx
+from resnet_export.exporter.graph.stage_check import Reference, StageCheck, check_stage, record_reference
 from resnet_export.exporter.models.resnet import ResNet, build
 from resnet_export.exporter.models.zoo import ZOO
 from resnet_export.runtime.bundle.manifest import BatchRange, ModelInfo, Preprocessing, WeightsInfo
@@ -35,8 +35,9 @@ class Exported:
 
     network: ResNet
     crops: NDArray[np.uint8]
-    probe: Probe
+    reference: Reference
     graph: ExportedGraph
+    checks: tuple[StageCheck, StageCheck]
 
 
 def seeded_resnet18() -> ResNet:
@@ -75,8 +76,8 @@ def exported_resnet18() -> Exported:
     """The whole line up to the simplified graph, once in a test run. Treat it as frozen."""
     network = seeded_resnet18()
     crops = seeded_crops(7)
-    probe = eager_probe(network, normalize(crops, PREPROCESSING))
-    graph = to_onnx(network, image_size=SIZE, batch=BATCH, probe=probe)
-    return Exported(
-        network, crops, probe, check_against(simplify(graph), probe, step="simplify", batch=BATCH)
-    )
+    reference = record_reference(network, normalize(crops, PREPROCESSING))
+    graph, first = to_onnx(network, image_size=SIZE, batch=BATCH, reference=reference)
+    graph = simplify(graph)
+    second = check_stage(graph.model, reference, step="simplify", batch=BATCH)
+    return Exported(network, crops, reference, graph, (first, second))

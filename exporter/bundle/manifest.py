@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 
-from resnet_export.exporter.graph.export import INPUT, OPSET, OUTPUT
+import msgspec
+
+from resnet_export.exporter.graph.export import INPUT, LOGITS, OPSET
 from resnet_export.exporter.graph.facts import count_graph
-from resnet_export.exporter.graph.graph_artifact import Draft
+from resnet_export.exporter.graph.graph_artifact import GraphArtifact
 from resnet_export.exporter.models.classifier import Network
-from resnet_export.exporter.spec import ExportSpec
+from resnet_export.runtime.bundle.golden import Golden
 from resnet_export.runtime.bundle.manifest import (
     SCHEMA_VERSION,
     Artifact,
+    BatchRange,
     FileInfo,
     GoldenInfo,
     Manifest,
@@ -22,47 +26,102 @@ from resnet_export.runtime.bundle.manifest import (
     TensorSpec,
 )
 from resnet_export.runtime.parity.criteria.tolerances import Tolerances
+from resnet_export.runtime.parity.report.schema import ParityReport
 
-# The packages whose versions decide what comes out of an export.
-_MAKERS = ("resnet-export", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy", "pillow")
+__all__ = ["Contents", "artifact_of", "describe", "golden_info"]
+
+# The packages whose versions decide what comes out of an export: distribution name → module.
+_MAKERS = {
+    "resnet-export": "resnet_export",
+    "torch": "torch",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "onnxsim": "onnxsim",
+    "onnxruntime": "onnxruntime",
+    "numpy": "numpy",
+    "pillow": "PIL",
+}
 
 
-def describe(
-    network: Network,
-    spec: ExportSpec,
-    preprocessing: Preprocessing,
-    artifacts: Sequence[tuple[Draft, FileInfo]],
-    golden: GoldenInfo,
-    notices: Sequence[str],
-) -> Manifest:
-    """Return the manifest of the bundle that holds `artifacts` and `golden`; the first artifact is fp32."""
-    graph = artifacts[0][0].graph
-    facts = count_graph(graph.model)
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Everything that the manifest of a new bundle is made from.
+
+    `graphs` begins with fp32; `artifacts` are those of the graphs and of the engines.
+    """
+
+    net: Network
+    batch: BatchRange
+    preprocessing: Preprocessing
+    graphs: tuple[GraphArtifact, ...]
+    artifacts: tuple[Artifact, ...]
+    golden: GoldenInfo
+    notices: tuple[str, ...]
+    created: datetime
+
+
+def describe(contents: Contents, report: ParityReport | None = None) -> Manifest:
+    """Return the manifest, with the verdicts of the parity check in it once there is a `report`."""
+    net, fp32 = contents.net, contents.graphs[0].graph
+    facts = count_graph(fp32.model)
     modules: dict[str, str] = {}
-    for draft, _ in artifacts:
-        modules |= draft.graph.modules
+    for graph in contents.graphs:
+        modules |= graph.graph.modules
+    artifacts = contents.artifacts
+    if report is not None:
+        artifacts = tuple(
+            msgspec.structs.replace(artifact, parity=report.verdicts(artifact.name)) for artifact in artifacts
+        )
     return Manifest(
         schema=SCHEMA_VERSION,
-        model=network.info,
+        model=net.info,
         graph=facts,
-        input=_input(preprocessing),
-        output=TensorSpec(name=OUTPUT, dtype="float32", layout="NC", shape=("N", network.info.num_classes)),
-        batch=spec.batch,
-        preprocessing=preprocessing,
-        labels=network.labels,
+        input=_input(contents.preprocessing),
+        output=TensorSpec(name=LOGITS, dtype="float32", layout="NC", shape=("N", net.info.num_classes)),
+        batch=contents.batch,
+        preprocessing=contents.preprocessing,
+        labels=net.labels,
         tolerances=Tolerances.shipped(
-            untrained=network.info.weights.source == "untrained", layers_in_series=facts.layers_in_series
+            untrained=net.info.weights.source == "untrained", layers_in_series=facts.layers_in_series
         ).by_name(),
-        artifacts=tuple(_artifact(draft, file) for draft, file in artifacts),
-        golden=golden,
+        artifacts=artifacts,
+        golden=contents.golden,
         modules=modules,
         provenance=Provenance(
-            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=contents.created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             versions=_versions(),
-            exporter=graph.exporter,
+            exporter=fp32.exporter,
             opset=OPSET,
-            notices=tuple(notices),
+            notices=contents.notices,
         ),
+    )
+
+
+def artifact_of(graph: GraphArtifact, file: FileInfo) -> Artifact:
+    """Return the artifact of a graph that was written to `file`."""
+    return Artifact(
+        name=graph.name,
+        file=file.file,
+        kind="onnx",
+        precision=graph.precision,
+        target=graph.target,
+        bytes=file.bytes,
+        sha256=file.sha256,
+        excluded=graph.excluded,
+        refusal=graph.refusal,
+    )
+
+
+def golden_info(file: FileInfo, golden: Golden, *, bundled: bool) -> GoldenInfo:
+    """Return what the manifest says of the golden outputs, which were written to `file`."""
+    return GoldenInfo(
+        file=file.file,
+        bytes=file.bytes,
+        sha256=file.sha256,
+        count=len(golden.images),
+        source="bundled" if bundled else "calibration",
+        stages=tuple(sorted(golden.logits)),
+        sample_bytes=None if golden.sample is None else len(golden.sample.file),
     )
 
 
@@ -73,26 +132,18 @@ def _input(preprocessing: Preprocessing) -> TensorSpec:
     return TensorSpec(name=INPUT, dtype="float32", layout="NCHW", shape=("N", 3, side, side))
 
 
-def _artifact(draft: Draft, file: FileInfo) -> Artifact:
-    return Artifact(
-        name=draft.name,
-        file=file.file,
-        kind="onnx",
-        precision=draft.precision,
-        target=draft.target,
-        bytes=file.bytes,
-        sha256=file.sha256,
-        excluded=draft.excluded,
-        refusal=draft.refusal,
-    )
-
-
 def _versions() -> dict[str, str]:
+    """Return package → version of what took part.
+
+    One module comes under many distribution names (onnxruntime-gpu, -directml, -openvino, conda's); where the usual
+    one is not installed, the module's own version counts. A package that tells none is left out.
+    """
     found = {}
-    for name in _MAKERS:
+    for name, module in _MAKERS.items():
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # onnxruntime under its GPU build's name
-            if name == "onnxruntime":
-                found["onnxruntime-gpu"] = metadata.version("onnxruntime-gpu")
+        except metadata.PackageNotFoundError:
+            version = getattr(sys.modules.get(module), "__version__", None)
+            if isinstance(version, str):
+                found[name] = version
     return found

@@ -144,7 +144,7 @@ class Staging:
         self._written[file] = info
         return info
 
-    def draft(self, manifest: Manifest) -> Path:
+    def preview(self, manifest: Manifest) -> Path:
         """Return a folder that can be read as the bundle that `commit(manifest)` would make.
 
         It is there to be checked (a session opened, parity measured) before anybody else sees it, and is gone

@@ -16,9 +16,9 @@ from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.manifest import BatchRange
 
 if TYPE_CHECKING:
+    from resnet_export.calibration.data.photos import Photos
     from resnet_export.exporter.bundle.staging import Bundle
-    from resnet_export.exporter.pipeline import Subject
-    from resnet_export.runtime.parity.report.schema import ParityReport
+    from resnet_export.exporter.pipeline import Export, Job
 
 
 def run(
@@ -89,21 +89,21 @@ def run(
     )
     # Before the imports that would fail for what is missing, in words that help nobody.
     check_request(model, spec)
-    from resnet_export.exporter.pipeline import REPORT, export, prepare
+    from resnet_export.exporter.pipeline import REPORT, export, load_photos, prepare
     from resnet_export.runtime.parity.report import text
-    from resnet_export.runtime.parity.report.schema import decode_report
 
     progress = progress_bar(quiet=quiet)
     if dry_run:
-        _print_plan(prepare(model, spec, out, progress=progress), spec, as_json=as_json)
+        job = prepare(model, spec, out, progress=progress)
+        _print_plan(job, load_photos(job, progress=progress), as_json=as_json)
         return
-    bundle = export(model, spec, out, progress=progress)
-    report = decode_report((bundle.path / REPORT).read_bytes())
+    result = export(model, spec, out, progress=progress)
+    bundle, report = result.bundle, result.report
     notices = bundle.manifest.provenance.notices
     for notice in notices:
         click.echo(f"Note: {notice}", err=True)
     if as_json:
-        click.echo(json.dumps(_summary(bundle, report), indent=2))
+        click.echo(json.dumps(_summary(result), indent=2))
     elif not quiet:
         # The notices stand on standard error already.
         notes = tuple(note for note in report.notes if note not in notices)
@@ -112,23 +112,25 @@ def run(
     sys.exit(report.exit_code)
 
 
-def _print_plan(subject: Subject, spec: ExportSpec, *, as_json: bool) -> None:
+def _print_plan(job: Job, photos: Photos, *, as_json: bool) -> None:
+    from resnet_export.exporter.bundle.staging import check_output
     from resnet_export.exporter.engine.targets import sm
 
-    network = subject.network
+    check_output(job.out, force=job.spec.force, bytes_needed=job.bytes_needed)
+    net = job.net
     plan = {
-        "out": str(subject.out),
-        "replaces": subject.out.exists(),
-        "architecture": network.info.arch,
-        "classes": network.info.num_classes,
-        "weights": network.info.weights.name,
-        "precisions": ["fp32", *(["fp16"] if spec.fp16 else []), *(["int8"] if spec.int8 else [])],
+        "out": str(job.out),
+        "replaces": job.out.exists(),
+        "architecture": net.info.arch,
+        "classes": net.info.num_classes,
+        "weights": net.info.weights.name,
+        "precisions": ["fp32", *map(str, job.spec.lowered)],
         "engines": [
-            f"{build.variant} for {' '.join(map(sm, build.targets))}" for build in subject.engines.builds
+            f"{build.variant} for {' '.join(map(sm, build.targets))}" for build in job.engines.builds
         ],
-        "preprocessing": network.preprocessing.words,
-        "images": f"{len(subject.golden)} golden, {'bundled' if subject.golden.bundled else 'calibration'}",
-        "megabytes": round(subject.bytes_needed / 1e6, 1),
+        "preprocessing": net.preprocessing.words,
+        "images": f"{len(photos)} {'bundled' if photos.bundled else 'calibration'}",
+        "megabytes": round(job.bytes_needed / 1e6, 1),
     }
     if as_json:
         click.echo(json.dumps(plan, indent=2))
@@ -144,7 +146,8 @@ def _contents(bundle: Bundle) -> str:
     )
 
 
-def _summary(bundle: Bundle, report: ParityReport) -> dict[str, Any]:
+def _summary(result: Export) -> dict[str, Any]:
+    bundle, report = result.bundle, result.report
     return {
         "bundle": str(bundle.path),
         "status": report.verdict.status,

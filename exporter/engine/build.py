@@ -15,8 +15,8 @@ from resnet_export.exporter.engine.targets import EnginePlan, PlannedBuild, plan
 from resnet_export.exporter.spec import EngineChoice
 from resnet_export.runtime.bundle.engine_header import TITLES
 from resnet_export.runtime.bundle.layer_report import LayerReport, encode_report
-from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, Manifest, read_file, read_manifest
-from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, read_file, read_manifest
+from resnet_export.runtime.errors import ResnetExportError
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress, silent
 from resnet_export.runtime.select.host import HostFacts
@@ -38,7 +38,29 @@ class BuiltEngine:
         return {engine.layers: encode_report(self.report)} if engine and engine.layers else {}
 
 
-def engine_sources(manifest: Manifest) -> tuple[Artifact, ...]:
+@dataclass(frozen=True)
+class Failure:
+    """A build that failed: a sentence that names it, and the error."""
+
+    sentence: str
+    error: ResnetExportError
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What came of an `EnginePlan`: the engines, the plan's notes, and the builds that failed."""
+
+    built: tuple[BuiltEngine, ...]
+    notes: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A sentence for each engine that was not built."""
+        return (*self.notes, *(failure.sentence for failure in self.failures))
+
+
+def engine_sources(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
     """Return the ONNX artifacts that engines are built from: the reduced precisions, or fp32 when there is
     none.
 
@@ -46,9 +68,7 @@ def engine_sources(manifest: Manifest) -> tuple[Artifact, ...]:
     that may not be shipped.
     """
     graphs = [
-        item
-        for item in manifest.artifacts
-        if item.kind == "onnx" and item.target != "cpu" and item.refusal is None
+        item for item in artifacts if item.kind == "onnx" and item.target != "cpu" and item.refusal is None
     ]
     return tuple(item for item in graphs if item.precision != Precision.FP32) or tuple(graphs)
 
@@ -62,15 +82,15 @@ def compile_engines(
     timing_cache: Path | None = None,
     log_folder: Path | None = None,
     progress: Progress = silent,
-) -> tuple[tuple[BuiltEngine, ...], tuple[str, ...]]:
+) -> Engines:
     """Build every engine of `plan` from every ONNX artifact of `sources` (the artifact and its bytes).
 
     `timing_cache` is used by standard TensorRT only; `log_folder` gets one file with TensorRT's messages per
-    build. Returns the engines, and the notes of the plan with one more for each build that failed. Raises
-    what `build_engine` raises; ExportError only when the plan requires its engines.
+    build. A build that fails is in the result and costs none of the others: whatever `build_engine` raises on
+    purpose ends here, and the caller decides what that means.
     """
     built: list[BuiltEngine] = []
-    notes = list(plan.notes)
+    failures: list[Failure] = []
     pairs = tuple(sources)
     for build in plan.builds:
         for source, model in pairs:
@@ -78,11 +98,10 @@ def compile_engines(
                 built.append(
                     _compile(source, model, batch, build, options, timing_cache, log_folder, progress)
                 )
-            except ExportError as error:
-                if plan.required:
-                    raise
-                notes.append(f"no {TITLES[build.variant]} engine was built from {source.name!r}: {error}")
-    return tuple(built), tuple(notes)
+            except ResnetExportError as error:
+                sentence = f"no {TITLES[build.variant]} engine was built from {source.name!r}: {error}"
+                failures.append(Failure(sentence, error))
+    return Engines(tuple(built), plan.notes, tuple(failures))
 
 
 def add_engines(
@@ -105,8 +124,9 @@ def add_engines(
     manifest = read_manifest(bundle)
     if not plan.builds:
         return Bundle(bundle, manifest), plan.notes
-    built, notes = compile_engines(
-        ((source, read_file(bundle, source.file, source.sha256)) for source in engine_sources(manifest)),
+    sources = engine_sources(manifest.artifacts)
+    engines = compile_engines(
+        ((source, read_file(bundle, source.file, source.sha256)) for source in sources),
         manifest.batch,
         plan,
         options=options,
@@ -114,10 +134,13 @@ def add_engines(
         log_folder=log_folder,
         progress=progress,
     )
-    if not built:
-        return Bundle(bundle, manifest), notes
-    files = {name: data for item in built for name, data in item.files().items()}
-    return add_artifacts(bundle, [(item.artifact, item.plan) for item in built], files), notes
+    if plan.required and engines.failures:
+        raise engines.failures[0].error
+    if not engines.built:
+        return Bundle(bundle, manifest), engines.remarks
+    files = {name: data for item in engines.built for name, data in item.files().items()}
+    added = add_artifacts(bundle, [(item.artifact, item.plan) for item in engines.built], files)
+    return added, engines.remarks
 
 
 def _compile(

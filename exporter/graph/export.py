@@ -20,7 +20,7 @@ from torch import nn
 from torch.jit._trace import TracerWarning
 
 from resnet_export.exporter.graph.module_names import canonical, module_paths, node_names, paths_after
-from resnet_export.exporter.graph.stage_check import FP32_LIMIT, Probe, StageError, compare, serialize
+from resnet_export.exporter.graph.stage_check import LOGITS, Reference, StageCheck, check_stage, serialize
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import ExportError
 
@@ -28,10 +28,9 @@ __all__ = [
     "BATCH_AXIS",
     "INPUT",
     "IR_VERSION",
+    "LOGITS",
     "OPSET",
-    "OUTPUT",
     "ExportedGraph",
-    "check_against",
     "serialize",
     "simplify",
     "to_onnx",
@@ -46,7 +45,6 @@ IR_VERSION = 9
 """The file format of the ONNX release that brought operator set 19; older readers refuse a newer number."""
 
 INPUT = "input"
-OUTPUT = "logits"
 BATCH_AXIS = "N"
 
 _EXAMPLE_BATCH = 2  # torch.export takes an axis of 1 to be fixed
@@ -58,39 +56,29 @@ class ExportedGraph:
 
     `modules` maps each node's name to the path of its `nn.Module` ("layer1.0.conv1"; "" is the network).
     `exporter` says which PyTorch exporter made it; `notices` are sentences for the user, such as why the
-    first exporter was rejected; `checks` are the comparisons with the eager network so far, oldest first.
+    first exporter was rejected.
     """
 
     model: onnx.ModelProto
     modules: Mapping[str, str]
     exporter: Literal["dynamo", "torchscript"]
     notices: tuple[str, ...] = ()
-    checks: tuple[StageError, ...] = ()
 
 
-def check_against(
-    graph: ExportedGraph, probe: Probe, *, step: str, batch: BatchRange, limit: float = FP32_LIMIT
-) -> ExportedGraph:
-    """Compare the graph with the eager network (see `compare`) and return it with the result in `checks`.
-
-    Raises ExportError, naming the step, the batch size and the figure, when the graph is too far away.
-    """
-    known = graph.checks[-1] if graph.checks else None
-    found = compare(graph.model, probe, step=step, batch=batch, limit=limit, known=known)
-    return replace(graph, checks=(*graph.checks, found))
-
-
-def to_onnx(network: nn.Module, *, image_size: int, batch: BatchRange, probe: Probe) -> ExportedGraph:
-    """Export `network` with the batch axis dynamic, and check the result against `probe`.
+def to_onnx(
+    network: nn.Module, *, image_size: int, batch: BatchRange, reference: Reference
+) -> tuple[ExportedGraph, StageCheck]:
+    """Export `network` with the batch axis dynamic; return the graph, and the check that holds it to `reference`.
 
     The dynamo exporter comes first. Where it fails, or its graph differs from the eager network, the
     TorchScript exporter takes its place, and a sentence in `notices` says why.
 
     Args:
-        network: in evaluation mode, float32 [N, 3, H, W] → float32 [N, classes].
-        image_size: H and W of the exported input `input`; the output is `logits`.
+        network: in evaluation mode, float32 [N, 3, H, W] → the logits, float32 [N, classes], or a dictionary of float
+            outputs with "logits" first.
+        image_size: H and W of the exported input `input`; the outputs have the names that `reference` has.
         batch: the graph is checked at batch sizes 1, 3 and `batch.max`.
-        probe: normalized images and the eager network's logits.
+        reference: normalized images and the eager network's outputs.
 
     Raises:
         ExportError: both exporters failed.
@@ -99,13 +87,16 @@ def to_onnx(network: nn.Module, *, image_size: int, batch: BatchRange, probe: Pr
     if network.training:
         raise ExportError("the network is in training mode; call eval() before exporting it")
     example = torch.zeros(_EXAMPLE_BATCH, 3, image_size, image_size)
+    outputs = list(reference.outputs)
     try:
-        graph = _named(_dynamo(network, example), network, "dynamo")
-        return check_against(graph, probe, step="onnx", batch=batch)
+        graph = _named(_dynamo(network, example, outputs), network, "dynamo")
+        return graph, check_stage(graph.model, reference, step="onnx", batch=batch)
     except ExportError as error:
         notice = f"the dynamo exporter was rejected for the TorchScript exporter: {error}"
-    graph = _named(_torchscript(network, example), network, "torchscript")
-    return check_against(replace(graph, notices=(notice,)), probe, step="onnx", batch=batch)
+    graph = replace(
+        _named(_torchscript(network, example, outputs), network, "torchscript"), notices=(notice,)
+    )
+    return graph, check_stage(graph.model, reference, step="onnx", batch=batch)
 
 
 def simplify(graph: ExportedGraph) -> ExportedGraph:
@@ -145,7 +136,7 @@ def _renamed(
     return model, {node.name: modules[node.name] for node in model.graph.node}
 
 
-def _dynamo(network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def _dynamo(network: nn.Module, example: torch.Tensor, outputs: Sequence[str]) -> onnx.ModelProto:
     try:
         with _quiet(), _uncollected():
             program = torch.onnx.export(
@@ -154,7 +145,7 @@ def _dynamo(network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(outputs),
                 dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS, min=1)},),
                 external_data=False,
                 verbose=False,
@@ -166,7 +157,7 @@ def _dynamo(network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         raise ExportError(f"the dynamo exporter failed: {_reason(error)}") from error
 
 
-def _torchscript(network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def _torchscript(network: nn.Module, example: torch.Tensor, outputs: Sequence[str]) -> onnx.ModelProto:
     try:
         with _quiet(), TemporaryDirectory() as folder:
             file = Path(folder) / "network.onnx"
@@ -177,8 +168,8 @@ def _torchscript(network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: BATCH_AXIS}, OUTPUT: {0: BATCH_AXIS}},
+                output_names=list(outputs),
+                dynamic_axes={name: {0: BATCH_AXIS} for name in (INPUT, *outputs)},
                 verbose=False,
             )
             return onnx.load(file)

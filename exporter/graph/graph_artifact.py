@@ -1,32 +1,84 @@
-"""A graph that is about to become an artifact, between the step that made it and the bundle."""
+"""A graph that is about to become an artifact, and what stands around the step that makes it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.stage_check import Reference
+from resnet_export.exporter.spec import ExportSpec
 from resnet_export.runtime.bundle.manifest import ExcludedLayer
+from resnet_export.runtime.parity.report.search_report import SearchReport
 from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.progress import Progress, silent
+
+__all__ = ["GraphArtifact", "Lowered", "Lowering"]
 
 
-@dataclass(frozen=True)
-class Draft:
-    """One ONNX artifact in the making.
+@dataclass(frozen=True, eq=False)
+class GraphArtifact:
+    """One ONNX artifact before it is written.
 
-    `name` and `file` are those of the artifact; `graph` is what ships; `logits`, float32 [M, classes], are the
-    graph's own on the golden images, on ONNX Runtime's CPU provider; `excluded` are the layers in a higher precision;
-    `refusal` says why it may not be shipped, None where it may.
+    Attributes:
+        name: of the artifact.
+        graph: what ships.
+        stages: step → the logits on the golden images after it, float32 [M, classes], on ONNX Runtime's CPU provider:
+            the artifact's own under its name, and those of the steps that led to it.
+        excluded: the layers in a higher precision.
+        refusal: why it may not be shipped, None where it may.
     """
 
     name: str
-    file: str
     precision: Precision
     target: Literal["any", "cpu", "tensorrt"]
     graph: ExportedGraph
-    logits: NDArray[np.float32]
+    stages: Mapping[str, NDArray[np.float32]]
     excluded: tuple[ExcludedLayer, ...] = ()
     refusal: str | None = None
+
+    @property
+    def file(self) -> str:
+        """The artifact's file in the bundle: `model.<name>.onnx`, that of fp32 `model.onnx`."""
+        return "model.onnx" if self.precision is Precision.FP32 else f"model.{self.name}.onnx"
+
+
+@dataclass(frozen=True, eq=False)
+class Lowering:
+    """What graphs of a lower precision are made from.
+
+    Attributes:
+        fp32: the finished fp32 graph.
+        photos: images to calibrate and scan ranges on.
+        reference: golden images as the finished graph takes them, and the eager network's outputs.
+        untrained: whether the weights are random, which loosens what INT8 is held to.
+    """
+
+    fp32: GraphArtifact
+    photos: Photos
+    reference: Reference
+    spec: ExportSpec
+    untrained: bool
+    progress: Progress = silent
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """The graphs of one precision, and what was learned on the way.
+
+    Attributes:
+        graphs: one for each target.
+        files: further files of the bundle, such as the calibration table.
+        search: the report of the search that decided on the graphs, None where nothing was searched for.
+        times: what the search took; differs from run to run.
+    """
+
+    graphs: tuple[GraphArtifact, ...]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    search: SearchReport | None = None
+    times: Mapping[str, Any] = field(default_factory=dict)

@@ -11,47 +11,64 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.progress import Progress, silent
 
-__all__ = ["FP32_LIMIT", "Probe", "StageError", "compare", "eager_probe", "relative_error", "serialize"]
+__all__ = [
+    "FP32_LIMIT",
+    "LOGITS",
+    "Reference",
+    "StageCheck",
+    "check_stage",
+    "record_reference",
+    "relative_error",
+    "serialize",
+]
 
 FP32_LIMIT = 1e-4
 """The relative error that float32 graphs are held to. Reordered sums alone give 1e-6 to 1e-5."""
+
+LOGITS = "logits"
+"""The name of the output that every network has, and always the first."""
 
 _EAGER_BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
-    """Images and what the eager network makes of them.
+class Reference:
+    """Images and what the eager network computes from them.
 
     `images` are in the layout and dtype of the graph's input, [M, 3, H, W] float32 normalized or [M, H, W, 3]
-    uint8; `logits` are float32 [M, classes].
+    uint8; `outputs` are float32 [M, …] by name, "logits" [M, classes] the first.
     """
 
     images: NDArray[Any]
-    logits: NDArray[np.float32]
+    outputs: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """The logits, float32 [M, classes]."""
+        return self.outputs[LOGITS]
 
     def rows(self, start: int, count: int) -> NDArray[np.intp]:
         """Return `count` row numbers from `start` on, beginning again after the last.
 
-        The rows of a batch do not depend on each other, so a batch larger than the probe repeats images and
+        The rows of a batch do not depend on each other, so a batch larger than the reference repeats images and
         needs no further eager run.
         """
         return np.arange(start, start + count) % len(self.images)
 
 
 @dataclass(frozen=True, eq=False)
-class StageError:
+class StageCheck:
     """How far one step's graph is from the eager network.
 
-    `relative` holds ‖a−b‖/‖b‖ over all logits for each batch size; `logits` are the graph's own, float32
-    [M, classes], on the images of `probe`; `sha256` is that of the graph's serialized form.
+    `relative` holds ‖a−b‖/‖b‖ for each batch size, that of the worst output; `logits` are the graph's own, float32
+    [M, classes], on the images of `reference`; `sha256` is that of the graph's serialized form.
     """
 
     step: str
@@ -59,7 +76,7 @@ class StageError:
     relative: Mapping[int, float]
     sha256: str
     logits: NDArray[np.float32] = field(repr=False)
-    probe: Probe = field(repr=False)
+    reference: Reference = field(repr=False)
 
     @property
     def worst(self) -> float:
@@ -67,25 +84,51 @@ class StageError:
         return max(self.relative.values())
 
 
-def eager_probe(network: nn.Module, images: NDArray[np.float32], progress: Progress = silent) -> Probe:
+def record_reference(
+    network: nn.Module, images: NDArray[np.float32], progress: Progress = silent
+) -> Reference:
     """Run `network` in evaluation mode on `images`, normalized float32 [M, 3, H, W], and return both.
 
-    Raises ExportError when a logit is infinite or NaN: there is nothing then that a graph could be compared with.
+    The network returns the logits [N, classes], or a dictionary of float outputs [N, …] with "logits" first. Raises
+    ExportError for anything else, and when a value is infinite or NaN: there is nothing then that a graph could be
+    compared with.
     """
-    parts = []
+    parts: dict[str, list[NDArray[np.float32]]] = {}
     with torch.inference_mode():
         for start in progress(range(0, len(images), _EAGER_BATCH), "Eager reference"):
             batch = torch.from_numpy(images[start : start + _EAGER_BATCH])
             # The layout of the memory changes no value and saves a third of the time.
-            parts.append(network(batch.contiguous(memory_format=torch.channels_last)).numpy())
-    logits = np.concatenate(parts)
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(broken):
+            found = _named(network(batch.contiguous(memory_format=torch.channels_last)))
+            for name, tensor in found.items():
+                parts.setdefault(name, []).append(tensor.contiguous().numpy())
+    outputs = {name: np.concatenate(batches) for name, batches in parts.items()}
+    for name, values in outputs.items():
+        broken = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+        if len(broken):
+            raise ExportError(
+                f"the eager network's {name} are infinite or NaN on {len(broken)} of {len(values)} real images: an "
+                "activation leaves float32's range; check the checkpoint and its normalization statistics"
+            )
+    return Reference(images, outputs)
+
+
+def _named(found: object) -> dict[str, Tensor]:
+    outputs: dict[str, Any] = found if isinstance(found, dict) else {LOGITS: found}
+    wrong = [name for name, value in outputs.items() if not isinstance(value, Tensor)]
+    if wrong or next(iter(outputs), None) != LOGITS or outputs[LOGITS].ndim != 2:
         raise ExportError(
-            f"the eager network's logits are infinite or NaN on {len(broken)} of {len(logits)} real images: an "
-            "activation leaves float32's range; check the checkpoint and its normalization statistics"
+            f"the network returns {_words(found)}, expected logits [N, classes], or a dictionary of tensors with "
+            f"{LOGITS!r} first; wrap it in a module that returns one of them"
         )
-    return Probe(images, logits)
+    return outputs
+
+
+def _words(found: object) -> str:
+    if isinstance(found, Tensor):
+        return f"a tensor of shape {list(found.shape)}"
+    if isinstance(found, dict):
+        return f"a dictionary with {', '.join(map(repr, found)) or 'nothing'} in it"
+    return f"a {type(found).__name__}"
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
@@ -101,20 +144,21 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return difference / max(float(np.linalg.norm(expected)), 1e-30)
 
 
-def compare(
+def check_stage(
     model: onnx.ModelProto,
-    probe: Probe,
+    reference: Reference,
     *,
     step: str,
     batch: BatchRange,
     limit: float = FP32_LIMIT,
-    known: StageError | None = None,
-) -> StageError:
-    """Compare a graph with the probe, at batch sizes 1, 3 and the maximum, on ONNX Runtime's CPU provider.
+    known: StageCheck | None = None,
+) -> StageCheck:
+    """Compare every output of a graph with the reference, at batch sizes 1, 3 and the maximum, on ONNX Runtime's CPU
+    provider.
 
-    Every image of the probe runs once at the maximum size; 1 and 3 catch a batch axis that was silently fixed
+    Every image of the reference runs once at the maximum size; 1 and 3 catch a batch axis that was silently fixed
     or baked into a Reshape. A graph with the very bytes of `known` has its figures, and does not run again on
-    the same probe.
+    the same images.
 
     Raises:
         ExportError: an output is further away than `limit`, has another shape, or ONNX Runtime refuses.
@@ -125,7 +169,7 @@ def compare(
     if (
         known is not None
         and known.sha256 == sha256
-        and known.probe is probe
+        and known.reference is reference
         and batch.max in known.relative
         and known.worst <= limit
     ):
@@ -134,23 +178,25 @@ def compare(
     del data
     relative: dict[int, float] = {}
     parts: list[NDArray[np.float32]] = []
-    slices = [(0, 1), (1, 3), *((start, batch.max) for start in range(0, len(probe.images), batch.max))]
+    images = reference.images
+    slices = [(0, 1), (1, 3), *((start, batch.max) for start in range(0, len(images), batch.max))]
     for start, count in slices:
-        rows = probe.rows(start, count)
-        found = session.run(probe.images[rows])[0]
-        expected = probe.logits[rows]
-        if found.shape != expected.shape:
-            raise ExportError(
-                f"step {step!r} gives logits of shape {list(found.shape)} at batch {count}, "
-                f"the eager network {list(expected.shape)}"
-            )
-        error = relative_error(found, expected)
-        if not error <= limit:  # also true of NaN
-            raise ExportError(
-                f"step {step!r} differs from the eager network at batch {count}: relative error {error:.2g}, "
-                f"where {limit:.2g} is allowed"
-            )
-        relative[count] = max(error, relative.get(count, 0.0))
-        parts.append(found)
-    logits = np.concatenate(parts[2:])[: len(probe.images)]
-    return StageError(step, limit, relative, sha256, logits, probe)
+        rows = reference.rows(start, count)
+        outputs = session.run(images[rows])
+        for found, (name, values) in zip(outputs, reference.outputs.items(), strict=True):
+            expected = values[rows]
+            if found.shape != expected.shape:
+                raise ExportError(
+                    f"step {step!r} gives {name} of shape {list(found.shape)} at batch {count}, "
+                    f"the eager network {list(expected.shape)}"
+                )
+            error = relative_error(found, expected)
+            if not error <= limit:  # also true of NaN
+                raise ExportError(
+                    f"step {step!r} differs from the eager network at batch {count}: relative error {error:.2g}, "
+                    f"where {limit:.2g} is allowed for {name!r}"
+                )
+            relative[count] = max(error, relative.get(count, 0.0))
+        parts.append(outputs[0])
+    logits = np.concatenate(parts[2:])[: len(images)]
+    return StageCheck(step, limit, relative, sha256, logits, reference)

@@ -16,8 +16,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from resnet_export.exporter import ExportSpec, ModelSpec, export, pipeline
+from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.cli import cli
+from resnet_export.exporter.graph import lower
 from resnet_export.exporter.models.classifier import build_network
 from resnet_export.runtime import open_session
 from resnet_export.runtime.bundle.golden import read_golden
@@ -103,14 +104,14 @@ def test_a_uint8_bundle_records_the_step_that_put_preprocessing_into_the_graph(r
 
 
 def test_the_same_export_gives_the_same_graphs_byte_for_byte(resnet18_bundle: Path, tmp_path: Path) -> None:
-    again = export(MODEL, ExportSpec(fp16=True, engine="none"), tmp_path / "again").manifest
+    again = export(MODEL, ExportSpec(fp16=True, engine="none"), tmp_path / "again").bundle.manifest
     first = read_manifest(resnet18_bundle)
     for name in ("fp32", "fp16"):
         assert again.artifact(name).sha256 == first.artifact(name).sha256
 
 
 def test_another_seed_gives_another_network(resnet18_bundle: Path, tmp_path: Path) -> None:
-    other = export(ModelSpec(depth=18, image_size=SIZE, seed=1), QUICK, tmp_path / "other").manifest
+    other = export(ModelSpec(depth=18, image_size=SIZE, seed=1), QUICK, tmp_path / "other").bundle.manifest
     assert other.artifact("fp32").sha256 != read_manifest(resnet18_bundle).artifact("fp32").sha256
 
 
@@ -125,7 +126,7 @@ def test_a_fallback_to_the_older_exporter_is_in_manifest_and_report(
         return real(*arguments, **options)
 
     monkeypatch.setattr(torch.onnx, "export", broken)
-    bundle = export(MODEL, QUICK, tmp_path / "bundle")
+    bundle = export(MODEL, QUICK, tmp_path / "bundle").bundle
     assert bundle.manifest.provenance.exporter == "torchscript"
     assert any("no dynamo today" in notice for notice in bundle.manifest.provenance.notices)
     assert "no dynamo today" in (bundle.path / "report.md").read_text()
@@ -134,7 +135,7 @@ def test_a_fallback_to_the_older_exporter_is_in_manifest_and_report(
 def test_an_artifact_outside_its_tolerance_is_kept_marked_and_exits_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pipeline.to_fp16
+    real = lower.to_fp16
 
     def damaged(*arguments: object, **options: object) -> object:
         typed = real(*arguments, **options)
@@ -145,7 +146,7 @@ def test_an_artifact_outside_its_tolerance_is_kept_marked_and_exits_with_1(
                 return typed
         raise AssertionError("the graph has no such weight")
 
-    monkeypatch.setattr(pipeline, "to_fp16", damaged)
+    monkeypatch.setattr(lower, "to_fp16", damaged)
     out = tmp_path / "bundle"
     result = CliRunner().invoke(
         cli, ["--depth", "18", "--image-size", str(SIZE), "--fp16", "--engine", "none", "--out", str(out)]
@@ -172,7 +173,9 @@ def test_a_dry_run_checks_everything_and_writes_nothing(
 def test_calibration_images_replace_the_bundled_ones(tmp_path: Path) -> None:
     crops = natural_crops(6, SIZE, seed=9)
     np.savez(tmp_path / "photos.npz", images=crops)
-    bundle = export(MODEL, replace(QUICK, fp16=True, calib=tmp_path / "photos.npz"), tmp_path / "bundle")
+    bundle = export(
+        MODEL, replace(QUICK, fp16=True, calib=tmp_path / "photos.npz"), tmp_path / "bundle"
+    ).bundle
     assert bundle.manifest.golden.source == "calibration"
     np.testing.assert_array_equal(read_golden(bundle.path).images, crops)
 

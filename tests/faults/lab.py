@@ -106,9 +106,8 @@ class Lab:
             labels=names,
             image_size=40,
         )
-        bundle = export(
-            model, ExportSpec(fp16=True, calib=calib, engine="none"), self.folder / "exported"
-        ).path
+        spec = ExportSpec(fp16=True, calib=calib, engine="none")
+        bundle = export(model, spec, self.folder / "exported").bundle.path
         manifest, golden = read_manifest(bundle), read_golden(bundle)
         fp32 = onnx.load(bundle / manifest.artifact("fp32").file)
         inputs = preprocess.normalize(golden.images, manifest.preprocessing)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.exporter.graph.export import simplify, to_onnx
-from resnet_export.exporter.graph.stage_check import eager_probe
+from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.models.resnet import build
 from resnet_export.runtime import preprocess
 from resnet_export.runtime.bundle.golden import EAGER
@@ -158,12 +158,13 @@ def in_bottleneck(name: str, stage: str, edit: Edit) -> Fault:
 
         network = build(BOTTLENECK14, 10)
         network.load_state_dict(torch.load(lab.checkpoint(BOTTLENECK14), weights_only=True))
-        probe = eager_probe(network.eval(), lab.golden_inputs())
+        reference = record_reference(network.eval(), lab.golden_inputs())
         side = lab.manifest.preprocessing.crop
-        clean = simplify(to_onnx(network, image_size=side, batch=lab.manifest.batch, probe=probe)).model
+        exported, _ = to_onnx(network, image_size=side, batch=lab.manifest.batch, reference=reference)
+        clean = simplify(exported).model
         faulty = edit(clean)
-        found = logits(faulty, probe.images)
-        recorded = dict.fromkeys(lab.golden.logits, found) | {EAGER: probe.logits}
+        found = logits(faulty, reference.images)
+        recorded = dict.fromkeys(lab.golden.logits, found) | {EAGER: reference.logits}
         bundle = lab.write(folder, {"fp32": faulty}, recorded, keep=("fp32",))
         before, after = (logits(model, lab.inputs).argmax(axis=1) for model in (clean, faulty))
         return Case(bundle, float((before != after).mean()))

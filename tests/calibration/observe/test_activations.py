@@ -30,10 +30,10 @@ def test_gives_what_eager_hooks_see() -> None:
         for name, path in layers.items()
     ]
     with torch.inference_mode():
-        one.network(torch.from_numpy(one.probe.images))
+        one.network(torch.from_numpy(one.reference.images))
     for hook in hooks:
         hook.remove()
-    (found,) = activations(one.graph.model, [one.probe.images], list(layers))
+    (found,) = activations(one.graph.model, [one.reference.images], list(layers))
     assert list(found) == list(layers)
     for name, expected in seen.items():
         assert found[name].shape == tuple(expected.shape)
@@ -44,10 +44,10 @@ def test_gives_every_float_tensor_and_the_input_by_default_on_request() -> None:
     one = exported_resnet18()
     names = float_tensors(one.graph.model)
     assert names == tuple(name for node in one.graph.model.graph.node for name in node.output)
-    (found,) = activations(one.graph.model, [one.probe.images[:1]])
+    (found,) = activations(one.graph.model, [one.reference.images[:1]])
     assert tuple(found) == names
-    (found,) = activations(one.graph.model, [one.probe.images[:1]], ["input"])
-    np.testing.assert_array_equal(found["input"], one.probe.images[:1])
+    (found,) = activations(one.graph.model, [one.reference.images[:1]], ["input"])
+    np.testing.assert_array_equal(found["input"], one.reference.images[:1])
 
 
 def test_asks_for_a_batch_only_when_its_turn_has_come() -> None:
@@ -58,7 +58,7 @@ def test_asks_for_a_batch_only_when_its_turn_has_come() -> None:
         nonlocal given
         for start in range(3):
             given += 1
-            yield one.probe.images[start : start + 1]
+            yield one.reference.images[start : start + 1]
 
     stream = activations(one.graph.model, batches(), ["logits"])
     for expected in (1, 2, 3):
@@ -71,14 +71,14 @@ def test_asks_for_a_batch_only_when_its_turn_has_come() -> None:
 def test_leaves_the_graph_as_it_was() -> None:
     one = exported_resnet18()
     before = serialize(one.graph.model)
-    list(activations(one.graph.model, [one.probe.images[:1]]))
+    list(activations(one.graph.model, [one.reference.images[:1]]))
     assert serialize(one.graph.model) == before
 
 
 def test_refuses_a_tensor_that_the_graph_has_not() -> None:
     one = exported_resnet18()
     with pytest.raises(ExportError, match="no tensor called 'layer9', 'zz'"):
-        next(activations(one.graph.model, [one.probe.images[:1]], ["zz", "logits", "layer9"]))
+        next(activations(one.graph.model, [one.reference.images[:1]], ["zz", "logits", "layer9"]))
 
 
 def test_refuses_a_batch_of_another_shape() -> None:
@@ -90,7 +90,7 @@ def test_refuses_a_batch_of_another_shape() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_refuses_a_batch_that_is_not_finite(value: float) -> None:
     one = exported_resnet18()
-    images = one.probe.images[:1].copy()
+    images = one.reference.images[:1].copy()
     images[0, 0, 0, 0] = value
     with pytest.raises(DatasetError, match="check the image files"):
         next(activations(one.graph.model, [images], ["logits"]))

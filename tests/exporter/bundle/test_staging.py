@@ -585,7 +585,7 @@ def test_a_draft_can_be_opened_before_it_is_committed_and_changed_afterwards(tmp
     with staging(tmp_path / "out") as stage:
         for name, data in files.items():
             stage.write(name, data)
-        folder = stage.draft(sample_bundle.manifest(1, files))
+        folder = stage.preview(sample_bundle.manifest(1, files))
         assert version_of(verify_bundle(folder)) == 1
         assert not (tmp_path / "out").exists()
         stage.write("report.md", b"# Checked\n")

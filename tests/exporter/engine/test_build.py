@@ -21,7 +21,14 @@ from resnet_export.runtime.bundle.manifest import (
     read_file,
     read_manifest,
 )
-from resnet_export.runtime.errors import ExportError, RequestError
+from resnet_export.runtime.errors import (
+    BackendError,
+    DependencyError,
+    ExportError,
+    IntegrityError,
+    RequestError,
+    ResnetExportError,
+)
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import HostFacts, Package
 from tests import engine_bundle, tiny_bundle
@@ -51,7 +58,7 @@ def engines(folder: Path) -> dict[str, Artifact]:
 def test_engines_come_from_the_reduced_precisions_that_tensorrt_can_read() -> None:
     def sources(*variants: tiny_bundle.Variant) -> list[str]:
         made = [tiny_bundle.artifact(variant, b"x") for variant in variants]
-        return [item.name for item in engine_sources(tiny_bundle.manifest(made))]
+        return [item.name for item in engine_sources(made)]
 
     assert sources(FP32, FP16, INT8, INT8_CPU) == ["fp16", "int8"]
     assert sources(FP32, FP16) == ["fp16"]
@@ -135,18 +142,37 @@ def test_a_refused_option_or_gpu_leaves_the_bundle_as_it_was(bundle: Path) -> No
     assert (bundle / MANIFEST_NAME).read_bytes() == before
 
 
-def test_a_graph_that_one_builder_refuses_is_an_error_only_when_its_engine_was_asked_for() -> None:
+def test_a_graph_that_a_builder_refuses_costs_the_other_graphs_nothing() -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     good, bad = tiny_bundle.graph(FP16), b"half a graph"
     sources = [(tiny_bundle.artifact(FP16, good), good), (tiny_bundle.artifact(INT8, bad), bad)]
     builds = (PlannedBuild("tensorrt_rtx", ("8.6",)),)
-    built, notes = compile_engines(sources, BatchRange(), EnginePlan(builds, ("before",), required=False))
-    assert [item.artifact.precision for item in built] == [Precision.FP16]
-    assert notes[0] == "before"
-    assert notes[1].startswith("no TensorRT for RTX engine was built from 'int8': ")
-    assert "not an ONNX model" in notes[1]
-    with pytest.raises(ExportError, match="not an ONNX model"):
-        compile_engines(sources, BatchRange(), EnginePlan(builds))
+    engines = compile_engines(sources, BatchRange(), EnginePlan(builds, ("before",), required=False))
+    assert [item.artifact.precision for item in engines.built] == [Precision.FP16]
+    assert engines.remarks[0] == "before"
+    assert engines.remarks[1].startswith("no TensorRT for RTX engine was built from 'int8': ")
+    assert "not an ONNX model" in engines.remarks[1]
+    (failure,) = engines.failures
+    assert isinstance(failure.error, ExportError)
+
+
+@pytest.mark.parametrize("kind", [DependencyError, RequestError, IntegrityError, ExportError, BackendError])
+def test_any_failure_of_one_build_leaves_the_others_whatever_its_kind(
+    monkeypatch: pytest.MonkeyPatch, kind: type[ResnetExportError]
+) -> None:
+    def build(model: bytes, **arguments: object) -> None:
+        raise kind("the builder is out of order")
+
+    monkeypatch.setattr("resnet_export.exporter.engine.build.build_engine", build)
+    graph = tiny_bundle.graph(FP16)
+    engines = compile_engines(
+        [(tiny_bundle.artifact(FP16, graph), graph)],
+        BatchRange(),
+        EnginePlan((PlannedBuild("tensorrt_rtx", ("8.6",)),), required=False),
+    )
+    assert engines.built == ()
+    assert type(engines.failures[0].error) is kind
+    assert engines.remarks[-1].endswith("the builder is out of order")
 
 
 def test_the_timing_cache_stands_beside_the_bundle_and_is_for_classic_tensorrt(

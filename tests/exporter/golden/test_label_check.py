@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.exporter.golden.label_check import label_notice
 from resnet_export.exporter.graph.export import simplify, to_onnx
-from resnet_export.exporter.graph.stage_check import eager_probe
+from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.models.resnet import build
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.preprocess import normalize
@@ -29,10 +29,10 @@ def network(checkpoints: Path) -> onnx.ModelProto:
     """The graph of a network that reads digits."""
     module = build(trained.RESNET18, CLASSES)
     module.load_state_dict(torch.load(trained.checkpoint(checkpoints), weights_only=True))
-    probe = eager_probe(module.eval(), normalize(trained.splits()[1].images[:4], PREPROCESSING))
-    return simplify(
-        to_onnx(module, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=8), probe=probe)
-    ).model
+    reference = record_reference(module.eval(), normalize(trained.splits()[1].images[:4], PREPROCESSING))
+    batch = BatchRange(min=1, opt=4, max=8)
+    graph, _ = to_onnx(module, image_size=SIZE, batch=batch, reference=reference)
+    return simplify(graph).model
 
 
 def photos(labels: NDArray[np.int64] | None) -> Photos:

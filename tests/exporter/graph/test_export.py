@@ -16,8 +16,8 @@ from torch import nn
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.exporter.graph import stage_check
-from resnet_export.exporter.graph.export import ExportedGraph, check_against, serialize, simplify, to_onnx
-from resnet_export.exporter.graph.stage_check import Probe, relative_error
+from resnet_export.exporter.graph.export import ExportedGraph, serialize, simplify, to_onnx
+from resnet_export.exporter.graph.stage_check import Reference, check_stage, relative_error
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import DependencyError, ExportError
 from tests.exported import BATCH, CLASSES, SIZE, exported_resnet18
@@ -29,8 +29,8 @@ def initializer(graph: ExportedGraph, name: str) -> np.ndarray[Any, Any]:
 
 def export_again(**changes: Any) -> ExportedGraph:
     one = exported_resnet18()
-    arguments = {"image_size": SIZE, "batch": BATCH, "probe": one.probe} | changes
-    return to_onnx(one.network, **arguments)
+    arguments = {"image_size": SIZE, "batch": BATCH, "reference": one.reference} | changes
+    return to_onnx(one.network, **arguments)[0]
 
 
 def replace_dynamo(monkeypatch: pytest.MonkeyPatch, instead: Callable[[], Any]) -> None:
@@ -48,8 +48,8 @@ class TestTheExportedGraph:
         one = exported_resnet18()
         session = CpuSession(serialize(one.graph.model))
         for size in (1, 2, 3, 4, 7):
-            found = session.run(one.probe.images[:size])[0]
-            assert relative_error(found, one.probe.logits[:size]) < 1e-5
+            found = session.run(one.reference.images[:size])[0]
+            assert relative_error(found, one.reference.logits[:size]) < 1e-5
 
     def test_has_the_promised_input_output_and_versions(self) -> None:
         model = exported_resnet18().graph.model
@@ -72,7 +72,7 @@ class TestTheExportedGraph:
     def test_refuses_a_network_in_training_mode(self) -> None:
         network = nn.Sequential(nn.Conv2d(3, 4, 3))
         with pytest.raises(ExportError, match="training mode"):
-            to_onnx(network, image_size=8, batch=BATCH, probe=exported_resnet18().probe)
+            to_onnx(network, image_size=8, batch=BATCH, reference=exported_resnet18().reference)
 
 
 @pytest.fixture(scope="module", params=["dynamo", "torchscript"])
@@ -143,14 +143,15 @@ class TestFallingBack:
 
         network = Branching().eval()
         images = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
-        graph = to_onnx(network, image_size=8, batch=BATCH, probe=stage_check.eager_probe(network, images))
+        reference = stage_check.record_reference(network, images)
+        graph, check = to_onnx(network, image_size=8, batch=BATCH, reference=reference)
         assert graph.exporter == "torchscript"
         (notice,) = graph.notices
         assert "dynamo exporter was rejected" in notice
         assert "Could not guard on data-dependent expression" in notice
         assert "\n" not in notice
         assert "\x1b" not in notice
-        assert graph.checks[-1].worst < 1e-5
+        assert check.worst < 1e-5
         assert simplify(graph).notices == graph.notices
         assert capfd.readouterr() == ("", "")
 
@@ -164,10 +165,9 @@ class TestFallingBack:
             numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name)
         )
         replace_dynamo(monkeypatch, Program)
-        graph = export_again()
+        graph = export_again()  # checked, or it would have raised
         assert graph.exporter == "torchscript"
         assert "differs from the eager network at batch 1: relative error 0.0" in graph.notices[0]
-        assert graph.checks[-1].worst < 1e-5
 
     def test_ends_in_an_error_when_both_exporters_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def export(*args: Any, **kwargs: Any) -> Any:
@@ -240,36 +240,36 @@ class TestComparingWithEager:
     @pytest.mark.parametrize(("size", "caught"), [(1, 3), (3, 1)])
     def test_catches_a_batch_axis_that_was_silently_fixed(self, size: int, caught: int) -> None:
         with pytest.raises(ExportError, match=rf"\[{caught}, 3, 64, 64\]"):
-            check_against(self.fixed_at(size), exported_resnet18().probe, step="broken", batch=BATCH)
+            check_stage(self.fixed_at(size).model, exported_resnet18().reference, step="broken", batch=BATCH)
 
     def test_names_the_step_the_batch_and_the_figure(self) -> None:
         one = exported_resnet18()
-        off = Probe(one.probe.images, one.probe.logits * np.float32(1.001))
+        off = Reference(one.reference.images, {"logits": one.reference.logits * np.float32(1.001)})
         with pytest.raises(
             ExportError, match=r"step 'test' .* at batch 1: relative error 0\.001, .* 0\.0001"
         ):
-            check_against(replace(one.graph, checks=()), off, step="test", batch=BATCH)
+            check_stage(one.graph.model, off, step="test", batch=BATCH)
 
     def test_catches_one_wrong_row_of_the_largest_batch(self) -> None:
         one = exported_resnet18()
-        logits = one.probe.logits.copy()
+        logits = one.reference.logits.copy()
         logits[4] = logits[3]
         with pytest.raises(ExportError, match="at batch 5"):
-            check_against(
-                replace(one.graph, checks=()), Probe(one.probe.images, logits), step="test", batch=BATCH
+            check_stage(
+                one.graph.model, Reference(one.reference.images, {"logits": logits}), step="test", batch=BATCH
             )
 
     def test_keeps_the_logits_of_every_image_and_a_figure_for_every_size(self) -> None:
         one = exported_resnet18()
-        (first, second) = one.graph.checks
+        first, second = one.checks
         assert (first.step, second.step) == ("onnx", "simplify")
         assert set(first.relative) == {1, 3, BATCH.max}
-        assert relative_error(first.logits, one.probe.logits) < 1e-5
+        assert relative_error(first.logits, one.reference.logits) < 1e-5
 
     def test_repeats_images_where_the_probe_is_smaller_than_the_batch(self) -> None:
         one = exported_resnet18()
-        few = Probe(one.probe.images[:2], one.probe.logits[:2])
-        found = check_against(replace(one.graph, checks=()), few, step="test", batch=BATCH).checks[-1]
+        few = Reference(one.reference.images[:2], {"logits": one.reference.logits[:2]})
+        found = check_stage(one.graph.model, few, step="test", batch=BATCH)
         assert found.logits.shape == (2, CLASSES)
         assert set(found.relative) == {1, 3, 5}
 
@@ -280,24 +280,27 @@ class TestComparingWithEager:
             raise AssertionError("a session was opened")
 
         monkeypatch.setattr(stage_check, "CpuSession", refuse)
-        again = check_against(one.graph, one.probe, step="again", batch=BATCH).checks[-1]
-        assert (again.step, again.relative) == ("again", one.graph.checks[-1].relative)
-        other = Probe(one.probe.images, one.probe.logits)
-        for graph, probe, batch in (
-            (self.fixed_at(1), one.probe, BATCH),
+        known = one.checks[-1]
+        again = check_stage(one.graph.model, one.reference, step="again", batch=BATCH, known=known)
+        assert (again.step, again.relative) == ("again", known.relative)
+        other = Reference(one.reference.images, {"logits": one.reference.logits})
+        for graph, reference, batch in (
+            (self.fixed_at(1), one.reference, BATCH),
             (one.graph, other, BATCH),
-            (one.graph, one.probe, BatchRange(max=4)),
+            (one.graph, one.reference, BatchRange(max=4)),
         ):
             with pytest.raises(AssertionError):
-                check_against(graph, probe, step="other", batch=batch)
+                check_stage(graph.model, reference, step="other", batch=batch, known=known)
 
     def test_does_not_reuse_figures_that_a_stricter_limit_forbids(self) -> None:
         one = exported_resnet18()
         with pytest.raises(ExportError, match="differs"):
-            check_against(one.graph, one.probe, step="strict", batch=BATCH, limit=1e-12)
+            check_stage(
+                one.graph.model, one.reference, step="strict", batch=BATCH, limit=1e-12, known=one.checks[-1]
+            )
 
     def test_needs_onnxruntime_and_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         one = exported_resnet18()
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(DependencyError, match="onnxruntime is not installed"):
-            check_against(replace(one.graph, checks=()), one.probe, step="test", batch=BATCH)
+            check_stage(one.graph.model, one.reference, step="test", batch=BATCH)

@@ -36,7 +36,7 @@ def shipped(precision: str) -> ExportedGraph:
     one = exported_resnet18()
     graph = one.graph
     if precision == "fp16":
-        graph = to_fp16(graph, scan_ranges(graph, [one.probe.images])).graph
+        graph = to_fp16(graph, scan_ranges(graph, [one.reference.images])).graph
     return finish(graph, info=INFO, preprocessing=PREPROCESSING, precision=Precision(precision))
 
 

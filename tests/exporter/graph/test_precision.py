@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from resnet_export.exporter.graph.export import ExportedGraph, check_against
+from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
-from resnet_export.exporter.graph.stage_check import Probe, relative_error
+from resnet_export.exporter.graph.stage_check import Reference, check_stage, relative_error
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.precision import Precision
@@ -28,7 +28,7 @@ from tests.typed_graphs import FLOAT, assert_strongly_typed, excluded, graph_of,
 @pytest.fixture(scope="module")
 def narrow() -> TypedGraph:
     one = exported_resnet18()
-    return to_fp16(one.graph, scan_ranges(one.graph, [one.probe.images]))
+    return to_fp16(one.graph, scan_ranges(one.graph, [one.reference.images]))
 
 
 class TestResNet18:
@@ -41,8 +41,10 @@ class TestResNet18:
         assert casts == ["input.to_fp16", "fc.to_fp32"]
 
     def test_computes_what_the_eager_network_computes_at_every_batch_size(self, narrow: TypedGraph) -> None:
-        checked = check_against(narrow.graph, exported_resnet18().probe, step="fp16", batch=BATCH, limit=5e-3)
-        assert 1e-5 < checked.checks[-1].worst < 5e-3  # not so close that it could still be fp32
+        checked = check_stage(
+            narrow.graph.model, exported_resnet18().reference, step="fp16", batch=BATCH, limit=5e-3
+        )
+        assert 1e-5 < checked.worst < 5e-3  # not so close that it could still be fp32
 
     def test_stores_its_weights_as_the_nearest_fp16_numbers(self, narrow: TypedGraph) -> None:
         before = {tensor.name: tensor for tensor in exported_resnet18().graph.model.graph.initializer}
@@ -66,10 +68,14 @@ class TestResNet18:
         assert_strongly_typed(typed.graph)
         operators = [node.op_type for node in typed.graph.model.graph.node]
         assert operators[:5] == ["Cast", "Transpose", "Sub", "Cast", "Conv"]
-        found = check_against(
-            typed.graph, Probe(one.crops, one.probe.logits), step="fp16", batch=BATCH, limit=5e-3
+        found = check_stage(
+            typed.graph.model,
+            Reference(one.crops, {"logits": one.reference.logits}),
+            step="fp16",
+            batch=BATCH,
+            limit=5e-3,
         )
-        assert found.checks[-1].worst > 1e-5
+        assert found.worst > 1e-5
 
 
 class TestALayerThatLeavesTheRange:
@@ -84,20 +90,18 @@ class TestALayerThatLeavesTheRange:
             if tensor.name in gains:
                 values = numpy_helper.to_array(tensor) * np.float32(gains[tensor.name])
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-        return replace(graph, model=model, checks=())
+        return replace(graph, model=model)
 
     def test_stays_in_fp32_with_its_neighbours_alone_and_the_result_is_right(self) -> None:
         one, graph = exported_resnet18(), self.overflowing()
-        typed = to_fp16(graph, scan_ranges(graph, [one.probe.images]))
+        typed = to_fp16(graph, scan_ranges(graph, [one.reference.images]))
         assert excluded(typed) == ["layer2.1.conv1", "layer2.1.relu", "layer2.1.conv2"]
         assert_strongly_typed(typed.graph)
-        assert (
-            check_against(typed.graph, one.probe, step="fp16", batch=BATCH, limit=5e-3).checks[-1].worst > 0
-        )
+        assert check_stage(typed.graph.model, one.reference, step="fp16", batch=BATCH, limit=5e-3).worst > 0
 
     def test_is_listed_with_its_module_and_its_figures(self) -> None:
         one, graph = exported_resnet18(), self.overflowing()
-        ranges = scan_ranges(graph, [one.probe.images])
+        ranges = scan_ranges(graph, [one.reference.images])
         first = to_fp16(graph, ranges).excluded[0]
         assert (first.module, first.precision) == ("layer2.1.conv1", Precision.FP32)
         low, high = ranges["layer2.1.conv1.output"]
@@ -185,7 +189,7 @@ class TestReasons:
 class TestRefusals:
     def test_a_missing_range_names_the_tensor(self) -> None:
         one = exported_resnet18()
-        ranges = scan_ranges(one.graph, [one.probe.images[:1]])
+        ranges = scan_ranges(one.graph, [one.reference.images[:1]])
         del ranges["layer3.0.conv2.output"]
         with pytest.raises(ExportError, match=r"'layer3\.0\.conv2\.output' has no scanned range"):
             to_fp16(one.graph, ranges)

@@ -27,21 +27,21 @@ def test_are_those_that_eager_hooks_see() -> None:
         if isinstance(module, nn.BatchNorm2d | nn.Linear | nn.AdaptiveAvgPool2d)
     ]
     with torch.inference_mode():
-        one.network(torch.from_numpy(one.probe.images))
+        one.network(torch.from_numpy(one.reference.images))
     for hook in hooks:
         hook.remove()
-    found = scan_ranges(one.graph, [one.probe.images])
+    found = scan_ranges(one.graph, [one.reference.images])
     for path, expected in seen.items():
         node = path.replace("bn", "conv").replace("downsample.1", "downsample.0")
         tensor = "logits" if node == "fc" else f"{node}.output"
         assert found[tensor] == pytest.approx(expected, rel=1e-4, abs=1e-4), tensor
-    assert found["input"] == (one.probe.images.min(), one.probe.images.max())
+    assert found["input"] == (one.reference.images.min(), one.reference.images.max())
 
 
 def test_do_not_depend_on_how_images_are_batched() -> None:
     one = exported_resnet18()
-    whole = scan_ranges(one.graph, [one.probe.images])
-    parts = scan_ranges(one.graph, (one.probe.images[start : start + 2] for start in range(0, 7, 2)))
+    whole = scan_ranges(one.graph, [one.reference.images])
+    parts = scan_ranges(one.graph, (one.reference.images[start : start + 2] for start in range(0, 7, 2)))
     assert list(parts) == list(whole)
     for name, ends in whole.items():
         assert parts[name] == pytest.approx(ends, rel=1e-5, abs=1e-6)
@@ -50,7 +50,7 @@ def test_do_not_depend_on_how_images_are_batched() -> None:
 def test_bound_every_tensor_that_was_not_scanned() -> None:
     one = exported_resnet18()
     tensors = {name for node in one.graph.model.graph.node for name in node.output} | {"input"}
-    scanned = scan_ranges(one.graph, [one.probe.images])
+    scanned = scan_ranges(one.graph, [one.reference.images])
     assert set(scanned) < tensors
     every = complete(one.graph.model, scanned)
     assert set(every) == tensors
@@ -75,7 +75,7 @@ def test_need_an_image() -> None:
 
 def test_refuse_an_image_that_is_not_finite() -> None:
     one = exported_resnet18()
-    images = one.probe.images[:1].copy()
+    images = one.reference.images[:1].copy()
     images[0, 1, 2, 3] = np.nan
     with pytest.raises(DatasetError, match="infinite value or NaN"):
         scan_ranges(one.graph, [images])
@@ -89,4 +89,4 @@ def test_name_the_first_tensor_that_is_infinite_on_a_real_image() -> None:
         if tensor.name == "layer1.1.conv2.weight":
             tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(3e38)).tobytes()
     with pytest.raises(ExportError, match=r"'layer1\.1\.conv2\.output' is infinite or NaN on a real image"):
-        scan_ranges(replace(one.graph, model=model), [one.probe.images])
+        scan_ranges(replace(one.graph, model=model), [one.reference.images])

@@ -1,0 +1,37 @@
+"""fp32 ONNX → the graphs in lower precisions, one row for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
+from resnet_export.exporter.graph.int8 import lower_to_int8
+from resnet_export.exporter.graph.precision import to_fp16
+from resnet_export.exporter.graph.stage_check import check_stage
+from resnet_export.exporter.graph.value_ranges import scan_ranges
+from resnet_export.runtime.precision import Precision
+
+__all__ = ["LOWERINGS", "lower"]
+
+
+def lower(task: Lowering) -> tuple[Lowered, ...]:
+    """Return the graphs of every precision that `task.spec` asks for, from exact to coarse."""
+    return tuple(LOWERINGS[precision](task) for precision in task.spec.lowered)
+
+
+def _lower_to_fp16(task: Lowering) -> Lowered:
+    """Make the strongly typed fp16 graph; layers that leave fp16's range stay in fp32."""
+    graph = task.fp32.graph
+    typed = to_fp16(graph, scan_ranges(graph, task.photos.inputs(), task.progress))
+    # Only measured here: the parity check holds it to its tolerance, with everything else.
+    check = check_stage(typed.graph.model, task.reference, step="fp16", batch=task.spec.batch, limit=math.inf)
+    stages = {"fp16": check.logits}
+    return Lowered((GraphArtifact("fp16", Precision.FP16, "any", typed.graph, stages, typed.excluded),))
+
+
+LOWERINGS: Mapping[Precision, Callable[[Lowering], Lowered]] = {
+    Precision.FP16: _lower_to_fp16,
+    Precision.INT8: lower_to_int8,
+}
+"""Precision → the function that makes its graphs."""
