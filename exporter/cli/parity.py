@@ -47,6 +47,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="PP",
     help="Accuracy drop allowed on labeled --data.",
 )
+@click.option("--strict", is_flag=True, help="Fail when the images are too few to resolve --max-drop.")
 @click.option(
     "--min-agreement", type=click.FloatRange(0, 100), metavar="PCT", help="Top-1 agreement demanded."
 )

@@ -37,6 +37,7 @@ class ParitySpec(Struct, frozen=True):
         limit: use at most that many validation images.
         seed: of the draw that `limit` makes from a path.
         max_drop: the accuracy drop in percentage points that is allowed; needs labeled `data`.
+        strict: fail where the images are too few to tell whether `max_drop` holds.
         min_agreement: the top-1 agreement in percent that is demanded on `data`, or on the golden images without.
         min_accuracy: the top-1 accuracy in percent that is demanded of every run, the reference included; needs
             labeled `data`.
@@ -59,6 +60,7 @@ class ParitySpec(Struct, frozen=True):
     limit: int | None = None
     seed: int = 0
     max_drop: float | None = None
+    strict: bool = False
     min_agreement: float | None = None
     min_accuracy: float | None = None
     tolerances: str | dict[Precision, Override] | None = None
@@ -72,6 +74,8 @@ class ParitySpec(Struct, frozen=True):
             for name, why in _ABOUT_DATA.items():
                 if getattr(self, name) != _DEFAULTS[name]:
                     raise RequestError(f"{name} was given without data; {why}")
+        if self.strict and self.max_drop is None:
+            raise RequestError("strict was given without max_drop, which it is about; give both")
         if self.weights is not None and self.reference != "eager":
             raise RequestError(
                 "weights were given without the eager reference, which alone needs them; add --reference eager"
@@ -179,6 +183,12 @@ def _number_of(what: str) -> Callable[[str, object], float | None]:
     return check
 
 
+def _switch(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} is {quoted(value)}, expected True or False")
+    return value
+
+
 def _reference(name: str, value: object) -> str:
     if value not in ("onnx", "eager"):
         raise RequestError(f"the {name} is {quoted(value)}, expected 'onnx' or 'eager'")
@@ -209,6 +219,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "limit": _count_of("image"),
     "seed": _seed,
     "max_drop": _number_of("percentage points"),
+    "strict": _switch,
     "min_agreement": _number_of("percent"),
     "min_accuracy": _number_of("percent"),
     "tolerances": _tolerances,

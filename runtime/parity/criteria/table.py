@@ -291,11 +291,13 @@ def _accuracy_drop(evidence: Evidence) -> Found | None:
 
 
 def _max_drop(evidence: Evidence) -> Found | None:
-    """The observed drop, held to the letter; the detail says when the data cannot decide."""
+    """The observed drop, held to the letter; the detail says when the images cannot decide, and `strict` fails then."""
     labeled, points = evidence.labeled, evidence.spec.max_drop
     if labeled is None or evidence.is_reference or points is None:
         return None
     doubt = unresolved(labeled, points)
+    if doubt is not None and evidence.spec.strict and labeled.drop_points <= points:
+        return Found(labeled.drop_points, points, _drop_detail(labeled), words=doubt[1], passed=False)
     return Found(labeled.drop_points, points, _drop_detail(labeled) + (f"; {doubt[1]}" if doubt else ""))
 
 

@@ -150,7 +150,8 @@ def test_every_option_of_the_command_is_in_the_spec_that_reaches_the_check(
     flags = {option.opts[0] for option in parity.command.params if isinstance(option, click.Option)}
     words = (
         "--artifact fp16 --artifact fp32 --backend onnxruntime --data d.npz --reference eager --weights w.pth "
-        "--limit 7 --seed 3 --max-drop 0.5 --min-agreement 90 --min-accuracy 80 --tolerance limits.json --layers fp16"
+        "--limit 7 --seed 3 --max-drop 0.5 --strict --min-agreement 90 --min-accuracy 80 "
+        "--tolerance limits.json --layers fp16"
     )
     given = words.split()
     assert flags - {"--json", "--junit", "--markdown", "--html", "--quiet", "--debug"} <= {

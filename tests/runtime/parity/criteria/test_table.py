@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_export.runtime.parity.criteria.criterion import Criterion, at_least, at_most
-from resnet_export.runtime.parity.criteria.table import CRITERIA, Evidence, evaluate
+from resnet_export.runtime.parity.criteria.table import CRITERIA, Evidence, describe, evaluate
 from resnet_export.runtime.parity.measure.comparison import Comparison, compare
 from resnet_export.runtime.parity.measure.labels import Labeled
 from resnet_export.runtime.parity.measure.metrics import Figures
@@ -172,6 +172,16 @@ def test_too_few_images_are_said_to_be_too_few_and_how_many_would_do() -> None:
     assert criterion.passed
     assert "32 images are too few to resolve 0.5 points (about " in criterion.detail
     assert int(criterion.detail.split("about ")[1].split()[0]) > 1000
+
+
+def test_a_strict_check_fails_what_the_images_cannot_tell_and_says_how_many_could() -> None:
+    spec = ParitySpec(data="photos", max_drop=0.5, strict=True)
+    doubtful = one("max_drop", labeled=labeled(30, 0, 0, 2), spec=spec)
+    assert not doubtful.passed
+    assert describe(doubtful).startswith("32 images are too few to resolve 0.5 points (about ")
+    assert one("max_drop", labeled=labeled(9900, 5, 5, 90), spec=spec).passed
+    lost = one("max_drop", labeled=labeled(9000, 500, 50, 450), spec=spec)
+    assert describe(lost) == "accuracy drop 4.5 points, expected ≤ 0.5 points"
 
 
 def test_a_drop_right_at_the_limit_is_said_to_be_close_even_with_many_images() -> None:
