@@ -39,7 +39,7 @@ def replace(new: Path, home: Path, old: Path) -> None:
     """Put the folder `new` where the folder `home` stands. Raises OSError.
 
     What stood there is then at `new` (exchanged) or `old` (renamed), for the caller to delete. All three lie
-    on one file system; `new` and `old` in one folder, the workspace. When this fails, `home` is what it was.
+    on one file system; `new` and `old` in one folder, the staging folder. When this fails, `home` is what it was.
     """
     flush_folder(new.parent)
     if exchange(new, home):

@@ -9,19 +9,19 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from resnet_export.exporter.bundle.staging_folder import Workspace, workspace
+from resnet_export.exporter.bundle.staging_folder import StagingFolder, staging_folder
 from resnet_export.runtime.bundle.manifest import MANIFEST_NAME, read_manifest
 from resnet_export.runtime.errors import BundleError, RequestError
 
 
 @contextlib.contextmanager
-def opened(out: Path, *, force: bool, bytes_needed: int) -> Iterator[Workspace]:
-    """Check the output folder `out` and hold its workspace. Raises RequestError."""
+def opened(out: Path, *, force: bool, bytes_needed: int) -> Iterator[StagingFolder]:
+    """Check the output folder `out` and hold its staging folder. Raises RequestError."""
     with _looking_up(out):
         home = Path(os.path.realpath(out))
         _check_surroundings(out, home)
     # First, so that even a run that is refused cleans up after one that was killed.
-    with workspace(home) as space:
+    with staging_folder(home) as folder:
         with _looking_up(out):
             check_place(out, home, force=force)
         free = shutil.disk_usage(home.parent).free
@@ -30,7 +30,7 @@ def opened(out: Path, *, force: bool, bytes_needed: int) -> Iterator[Workspace]:
                 f"{home.parent} has {megabytes(free)} free, the bundle needs {megabytes(bytes_needed)}; "
                 "free space, or give another output folder"
             )
-        yield space
+        yield folder
 
 
 def check_place(out: Path, home: Path, *, force: bool) -> None:

@@ -26,7 +26,7 @@ import msgspec
 
 from resnet_export.exporter.bundle.atomic_replace import flush_folder, place, replace
 from resnet_export.exporter.bundle.output_folder import check_place, is_occupied, megabytes, opened
-from resnet_export.exporter.bundle.staging_folder import Workspace
+from resnet_export.exporter.bundle.staging_folder import StagingFolder
 from resnet_export.exporter.bundle.user_files import carry, foreign_entries
 from resnet_export.runtime.bundle.files import confined_path
 from resnet_export.runtime.bundle.manifest import (
@@ -76,8 +76,8 @@ def staging(out: StrPath, *, force: bool = False, bytes_needed: int = 0) -> Iter
     With `force`, a bundle that stands there is replaced; files in it that it does not name are the user's and
     are carried over. Everything that `check_output` refuses is refused on entry. Raises RequestError.
     """
-    with opened(Path(out), force=force, bytes_needed=bytes_needed) as space:
-        yield Staging(Path(out), space, force=force)
+    with opened(Path(out), force=force, bytes_needed=bytes_needed) as folder:
+        yield Staging(Path(out), folder, force=force)
 
 
 @contextlib.contextmanager
@@ -89,8 +89,8 @@ def extending(bundle: StrPath, *, bytes_needed: int = 0) -> Iterator[Staging]:
     or IntegrityError.
     """
     read_manifest(bundle)
-    with opened(Path(bundle), force=True, bytes_needed=bytes_needed) as space:
-        yield Staging(Path(bundle), space, force=True, base=verify_bundle(bundle))
+    with opened(Path(bundle), force=True, bytes_needed=bytes_needed) as folder:
+        yield Staging(Path(bundle), folder, force=True, base=verify_bundle(bundle))
 
 
 def add_artifacts(
@@ -121,10 +121,12 @@ class Staging:
         base: the manifest of the version that is being extended; None for a new bundle.
     """
 
-    def __init__(self, out: Path, space: Workspace, *, force: bool, base: Manifest | None = None) -> None:
+    def __init__(
+        self, out: Path, folder: StagingFolder, *, force: bool, base: Manifest | None = None
+    ) -> None:
         self.base = base
         self._out = out
-        self._space = space
+        self._staged = folder
         self._force = force
         self._written: dict[str, FileInfo] = {}
         self._committed = False
@@ -198,10 +200,10 @@ class Staging:
     def _inherit(self, file: str) -> None:
         target = self._folder() / file
         if not target.exists():
-            carry(confined_path(self._space.home, file), target)
+            carry(confined_path(self._staged.home, file), target)
 
     def _put_into_place(self) -> None:
-        home, new = self._space.home, self._space.new
+        home, new = self._staged.home, self._staged.new
         check_place(self._out, home, force=self._force)
         if not is_occupied(home):
             _flush_tree(new)
@@ -214,7 +216,7 @@ class Staging:
             carry(home / entry, target)
         new.chmod(stat.S_IMODE(home.stat().st_mode))
         _flush_tree(new)
-        replace(new, home, self._space.old)
+        replace(new, home, self._staged.old)
 
     def _write(self, file: str, chunks: Iterable[Buffer]) -> FileInfo:
         size, digest = 0, hashlib.sha256()
@@ -236,8 +238,8 @@ class Staging:
     def _folder(self) -> Path:
         if self._committed:
             raise RuntimeError("this bundle is committed: open it with extending() to change it")
-        self._space.new.mkdir(exist_ok=True)
-        return self._space.new
+        self._staged.new.mkdir(exist_ok=True)
+        return self._staged.new
 
     @contextlib.contextmanager
     def _system_errors(self, what: str) -> Iterator[None]:
@@ -246,7 +248,7 @@ class Staging:
         except OSError as error:
             reason = error.strerror or str(error)
             if error.errno == errno.ENOSPC:
-                reason += f", {megabytes(shutil.disk_usage(self._space.home.parent).free)} are free"
+                reason += f", {megabytes(shutil.disk_usage(self._staged.home.parent).free)} are free"
             raise RequestError(
                 f"the bundle {self._out} cannot be written: {what} failed ({reason}); free space, or give "
                 "another output folder"

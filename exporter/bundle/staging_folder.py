@@ -24,8 +24,8 @@ _OURS: Final = re.compile(r"resnet-export\.lock|journal\.json|(new|old)-[0-9a-f]
 
 
 @dataclass(frozen=True)
-class Workspace:
-    """A locked, swept workspace. `home` is where the bundle shall stand; `new` and `old` are free names."""
+class StagingFolder:
+    """A locked, swept staging folder. `home` is where the bundle shall stand; `new` and `old` are free names."""
 
     home: Path
     new: Path
@@ -33,20 +33,20 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def workspace(home: Path) -> Iterator[Workspace]:
-    """Lock and sweep the workspace of the bundle at `home` (no link); remove it at the end.
+def staging_folder(home: Path) -> Iterator[StagingFolder]:
+    """Lock and sweep the staging folder of the bundle at `home` (no link); remove it at the end.
 
     What a killed run left behind is completed or deleted first. Raises RequestError when another run holds
     it, when something stands in it that no run makes, or when it cannot be written.
     """
-    folder = recovery.workspace(home)
+    folder = recovery.staging_folder(home)
     with _system_errors(folder):
         lock = _lock(folder)
     try:
         with _system_errors(folder):
             _sweep(home, folder)
         token = secrets.token_hex(8)
-        yield Workspace(home=home, new=folder / f"new-{token}", old=folder / f"old-{token}")
+        yield StagingFolder(home=home, new=folder / f"new-{token}", old=folder / f"old-{token}")
     finally:
         # What cannot be deleted now is litter for the next run, which says so.
         with contextlib.suppress(OSError, RequestError):

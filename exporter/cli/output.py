@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from resnet_export.calibration.data.image_sources import files_of
+from resnet_export.runtime.bundle.atomic_write import write_file
 from resnet_export.runtime.errors import RequestError
 
 # What a folder answers that takes no new files, or a file that something is mounted on.
@@ -145,19 +145,9 @@ def _standard(path: Path) -> TextIO | None:
 
 
 def _replace(home: Path, data: bytes) -> None:
-    draft = home.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with draft.open("xb") as file:
-            if home.exists():
-                draft.chmod(stat.S_IMODE(home.stat().st_mode))
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(home)
+        write_file(home, data)
     except OSError as error:
         if error.errno not in _NO_SIBLING or not home.exists():
             raise
         home.write_bytes(data)
-    finally:
-        with suppress(OSError):
-            draft.unlink()

@@ -7,8 +7,6 @@ precision.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from resnet_export.runtime.backends.tensorrt_library import (
     process_log,
     readable,
 )
+from resnet_export.runtime.bundle.atomic_write import write_file
 from resnet_export.runtime.bundle.engine_header import TITLES, Variant, check_header, read_header
 from resnet_export.runtime.bundle.layer_report import LayerReport
 from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, EngineInfo, ExcludedLayer
@@ -256,9 +255,7 @@ def _read_timing_cache(config: Any, path: Path) -> None:
 def _write_timing_cache(config: Any, path: Path) -> None:
     data = bytes(memoryview(config.get_timing_cache().serialize()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)  # noqa: PTH105 - the same call, and the name says that it replaces
+    write_file(path, data)
 
 
 def _located(messages: list[LogMessage], graph: onnx.ModelProto) -> str:

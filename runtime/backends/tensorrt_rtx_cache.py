@@ -7,10 +7,9 @@ used only if that is right. Its name holds all that the kernels depend on.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
+from resnet_export.runtime.bundle.atomic_write import write_file
 from resnet_export.runtime.bundle.manifest import Artifact
 
 FOLDER = "cache"
@@ -37,11 +36,4 @@ def write_cache(path: Path, kernels: bytes) -> None:
     if not kernels or read_cache(path) == kernels:
         return
     path.parent.mkdir(exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(kernels).digest() + kernels)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, hashlib.sha256(kernels).digest() + kernels)

@@ -28,12 +28,12 @@ _MAX_JOURNAL_BYTES = 4096
 
 
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The folder, in the workspace, that is to stand where the bundle was."""
+    """The folder, in the staging folder, that is to stand where the bundle was."""
 
     new: Annotated[str, msgspec.Meta(pattern=r"^new-[0-9a-f]{16}$(?!\n)")]
 
 
-def workspace(home: Path) -> Path:
+def staging_folder(home: Path) -> Path:
     """Return the folder in which the bundle that shall stand at `home` (no link) is made."""
     return home.with_name(f".{home.name}.staging")
 
@@ -64,7 +64,7 @@ def locate(bundle: str | os.PathLike[str]) -> Path:
 
 
 def _pending(home: Path) -> Path | None:
-    folder = workspace(home)
+    folder = staging_folder(home)
     try:
         journal = msgspec.json.decode(
             read_regular(folder / JOURNAL_NAME, limit=_MAX_JOURNAL_BYTES), type=Journal

@@ -17,7 +17,7 @@ import pytest
 
 from resnet_export.exporter.bundle import atomic_replace as replace_module
 from resnet_export.exporter.bundle import staging as bundle_module
-from resnet_export.exporter.bundle import staging_folder as workspace_module
+from resnet_export.exporter.bundle import staging_folder as folder_module
 from resnet_export.exporter.bundle.staging import add_artifacts, check_output, extending, staging
 from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
@@ -717,7 +717,7 @@ def cut_off_between_the_renames(out: Path, version: int, *, death: bool = True) 
         patch.setattr(replace_module, "exchange", lambda *_: False)
         patch.setattr(Path, "rename", second_never_happens)
         if death:  # then what stands in a `finally` does not run
-            patch.setattr(workspace_module, "_sweep", lambda *_: None)
+            patch.setattr(folder_module, "_sweep", lambda *_: None)
         with pytest.raises(Died):
             sample_bundle.write(out, version)
 
