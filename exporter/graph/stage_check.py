@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.parity.measure.metrics import relative_error
 from resnet_export.runtime.progress import Progress, silent
 
 __all__ = [
@@ -25,7 +27,6 @@ __all__ = [
     "StageCheck",
     "check_stage",
     "record_reference",
-    "relative_error",
     "serialize",
 ]
 
@@ -137,13 +138,6 @@ def serialize(model: onnx.ModelProto) -> bytes:
     return data
 
 
-def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return ‖found − expected‖ / ‖expected‖ over all elements."""
-    expected = expected.astype(np.float64)
-    difference = float(np.linalg.norm(found.astype(np.float64) - expected))
-    return difference / max(float(np.linalg.norm(expected)), 1e-30)
-
-
 def check_stage(
     model: onnx.ModelProto,
     reference: Reference,
@@ -191,7 +185,8 @@ def check_stage(
                     f"the eager network {list(expected.shape)}"
                 )
             error = relative_error(found, expected)
-            if not error <= limit:  # also true of NaN
+            error = math.inf if error is None else error
+            if error > limit:
                 raise ExportError(
                     f"step {step!r} differs from the eager network at batch {count}: relative error {error:.2g}, "
                     f"where {limit:.2g} is allowed for {name!r}"

@@ -15,7 +15,7 @@ from resnet_export.runtime.errors import DependencyError
 from resnet_export.runtime.parity.attribution.layers import Layerwise
 from resnet_export.runtime.parity.check import CompareLayers, run_parity
 from resnet_export.runtime.parity.criteria.tolerances import overrides_of
-from resnet_export.runtime.parity.measure.comparison import Batch, ImageBatch, printable
+from resnet_export.runtime.parity.measure.comparison import ImageBatch, printable
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport
 from resnet_export.runtime.parity.report.search_report import SearchReport
 from resnet_export.runtime.parity.spec import BATCHES, ParitySpec, as_spec, check_path
@@ -100,10 +100,9 @@ class _Images:
         )
         return cls(dataset, manifest)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[ImageBatch]:
         """Yield all batches, and then count the images that could not be read."""
-        for batch in self.dataset.batches(self.manifest.batch.opt):
-            yield Batch(images=batch.images, labels=batch.labels, names=batch.names)
+        yield from self.dataset.batches(self.manifest.batch.opt)
         found = self.dataset.describe()  # of the pass that has just ended
         if found.skipped:
             self.skipped.append(

@@ -41,7 +41,7 @@ class Parity:
         if report.exit_code:
             found = dict(details(report))
             lines = [report.verdict.sentence]
-            for title in ("Outside tolerance", "Layers", "Notes", "Not run"):
+            for title in ("Outside tolerance", "Layers", "Notes", "Skipped"):
                 lines += [f"{title}:", *(f"  {item}" for item in found[title])] if title in found else []
             pytest.fail("\n".join(lines), pytrace=False)
         return report

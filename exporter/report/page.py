@@ -71,7 +71,7 @@ def render(report: ParityReport, material: Material | None = None) -> bytes:
             rows=rows,
             judged=judged(report),
             details={
-                title: items for title, items in details(report) if title in {"INT8", "Notes", "Not run"}
+                title: items for title, items in details(report) if title in {"INT8", "Notes", "Skipped"}
             },
             stages=stage_charts(report),
             layers=layer_charts(report),

@@ -12,11 +12,11 @@ from resnet_export.runtime.parity.report.schema import Check, Entry, ParityRepor
 COLUMNS = (
     "artifact",
     "backend",
-    "ran in",
+    "compute precision",
     "relative error",
     "centered cosine similarity",
-    "agreement, golden",
-    "agreement, data",
+    "top-1 agreement, golden",
+    "top-1 agreement, data",
     "accuracy",
     "drop, points",
 )

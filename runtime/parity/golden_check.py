@@ -229,7 +229,7 @@ def _entry(
     held_to = coarser(run.artifact.precision, ran)
     notes = () if choice is None else tuple(map(printable, choice.notes))
     if not run.wanted:
-        notes += ("not asked for; checked because validation images are compared with it",)
+        notes += ("not requested; checked because it is the reference of the validation images",)
     package = context.host.package(find_route(run.backend, run.provider).module)
     return Entry(
         artifact=run.artifact.name,
@@ -241,7 +241,7 @@ def _entry(
         declared=run.artifact.precision,
         ran=ran,
         held_to=held_to,
-        simulated=_emulation(run, ran) if choice is not None and choice.simulated else None,
+        simulated=_simulated(run, ran) if choice is not None and choice.simulated else None,
         tolerance=context.tolerances[held_to],
         notes=notes,
         checks=(),
@@ -256,7 +256,7 @@ def error_text(what: str, error: BackendError) -> str:
     return printable(" ".join(f"{what}: {error}".split()))
 
 
-def _emulation(run: Run, ran: Precision) -> str:
+def _simulated(run: Run, ran: Precision) -> str:
     if ran is Precision.FP16 and run.device == "cpu":
-        return "simulated: this CPU computes fp16 in fp32"
-    return f"simulated: {run.backend} computes this {ran} graph in wider arithmetic"
+        return "simulated (computed in fp32)"
+    return f"simulated ({run.backend} computes this {ran} graph in a wider precision)"

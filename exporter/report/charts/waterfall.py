@@ -1,4 +1,4 @@
-"""Where the error of a run arises: one bar a stage, each beginning where the one before it ended."""
+"""The error of a run, attributed to stages: one bar a stage, each beginning where the one before it ended."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def waterfall(found: Attribution, name: str) -> Markup:
         axes.plot([end, end], [y, y + _ROW], color=color("muted"), linewidth=0.7)
         write(axes, WIDTH, y, _figures(stage), role, ha="right")
     y = _TOP + (rows - 0.5) * _ROW
-    write(axes, _NAME - 8, y, "in all", ha="right", weight="bold")
+    write(axes, _NAME - 8, y, "total", ha="right", weight="bold")
     total = found.total or 0.0
     if total:
         axes.barh(y, place(1) - place(0), left=place(0), height=0.6 * _ROW, color=color("ink"))

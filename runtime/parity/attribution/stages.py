@@ -1,4 +1,4 @@
-"""Which step the error comes from: the way from the eager logits to the backend's, taken apart.
+"""Error attribution by stage: the way from the eager logits to the backend's, taken apart.
 
 With L_0 the eager logits, L_i those after step i and d_i = L_i − L_{i−1}, the total difference is D = Σ
 d_i. Each step's share is c_i = ⟨d_i, D⟩ / ‖D‖². The shares add up to 1 exactly, whatever the steps' errors
@@ -218,7 +218,7 @@ def _sentence(
     broken = next((error for error in stages if error.non_finite), None)
     if broken is not None:
         return (
-            f"{subject}: NaN or infinity first appears {_where(broken.stage, input_differs)}, "
+            f"{subject}: NaN or infinity first appears in {_named(broken.stage, input_differs)}, "
             f"on {broken.non_finite} images; nothing after it can be trusted."
         )
     if largest is None:
@@ -226,19 +226,19 @@ def _sentence(
     part = by_name[largest]
     share = part.share or 0.0
     text = (
-        f"{subject}: {100 * min(share, 1.0):.0f} % of the error arises {_where(largest, input_differs)} "
-        f"(relative error {part.separate or 0.0:.2g} there, {total or 0.0:.2g} in all)"
+        f"{subject}: {100 * min(share, 1.0):.0f} % of the error is attributed to {_named(largest, input_differs)} "
+        f"(relative error {part.separate or 0.0:.2g}, total {total or 0.0:.2g})"
     )
     if share > 1.05:
-        text += ", and other steps take some of it back"
+        text += ", and other stages take some of it back"
     if diverges is not None:
-        text += f"; the first error outside its own limits arises {_where(diverges, input_differs)}"
+        text += f"; the first stage outside its own limits is {_named(diverges, input_differs)}"
     else:
-        text += "; every step is within its own limits"
+        text += "; every stage is within its own limits"
     return text + "."
 
 
-def _where(stage: str, input_differs: bool) -> str:
+def _named(stage: str, input_differs: bool) -> str:
     if stage == BACKEND and input_differs:
-        return "behind the recorded stages, where the input is not what the export normalized"
-    return "in the backend" if stage == BACKEND else f"at the step to {stage}"
+        return "the backend, whose input is not what the export normalized"
+    return "the backend" if stage == BACKEND else f"stage {stage}"

@@ -297,16 +297,25 @@ def _cosine(xy: float, xx: float, yy: float) -> float | None:
 
 
 def relative_error(candidate: ArrayLike, reference: ArrayLike) -> float | None:
-    """Return ‖a−b‖/‖b‖ of float arrays of one shape; None where either is not finite, or `reference` is zero."""
+    """Return ‖a−b‖/‖b‖ of float arrays of one shape: 0 for equal ones, whatever they are.
+
+    None where one is not finite, or another than a `reference` of zeros.
+    """
     return distance(candidate, reference, reference)
 
 
 def distance(one: ArrayLike, other: ArrayLike, scale: ArrayLike) -> float | None:
-    """Return ‖a−c‖/‖b‖ of float arrays of one shape; None where one is not finite, or `scale` is zero."""
+    """Return ‖a−c‖/‖b‖ of float arrays of one shape: 0 where a equals c.
+
+    None where one is not finite, or a differs from c and `scale` is zero.
+    """
     a, c, b = (np.asarray(logits, np.float64) for logits in (one, other, scale))
-    if not (all(np.isfinite(logits).all() for logits in (a, b, c)) and b.any()):
+    if not all(np.isfinite(logits).all() for logits in (a, b, c)):
         return None
-    return math.sqrt(inner(a - c, a - c) / inner(b, b))
+    error, norm = inner(a - c, a - c), inner(b, b)
+    if not error:
+        return 0.0
+    return math.sqrt(error / norm) if norm else None
 
 
 def varies(logits: ArrayLike) -> bool:

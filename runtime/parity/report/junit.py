@@ -100,7 +100,7 @@ def _criterion_case(entry: Entry, check: Check, criterion: Criterion, layers: tu
 
 def _context(entry: Entry, check: Check) -> Iterator[str]:
     yield f"reference: {check.reference}; device: {entry.device}"
-    yield f"ran in: {entry.ran}; held to the limits of: {entry.held_to}"
+    yield f"compute precision: {entry.ran}; held to the limits of: {entry.held_to}"
     if entry.attribution is not None:
         yield entry.attribution.sentence
     for flip in check.comparison.flips:

@@ -238,7 +238,7 @@ def summarize(
             sentence += f". First stage to look at: {stage}{', ' if hint else ''}{hint}"
         return Summary(status="failed", sentence=f"{sentence}.{missing}", exit_code=1, stage=stage)
     if not entries or unmet:
-        asked = f" Asked for and not run: {', '.join(unmet)}." if unmet else ""
+        asked = f" Requested and skipped: {', '.join(unmet)}." if unmet else ""
         return Summary(
             status="unverified",
             sentence=f"NOT VERIFIED: {runs if entries else 'nothing'} checked.{asked}{missing}",

@@ -15,9 +15,9 @@ from resnet_export.runtime.parity.report.search_text import sentences
 HEADERS = (
     "artifact",
     "backend",
-    "ran in",
+    "compute precision",
     "rel. error",
-    "centered cos",
+    "centered cosine",
     "top-1 agreement",
     "accuracy",
     "drop, points",
@@ -67,11 +67,11 @@ def details(report: ParityReport) -> Iterator[tuple[str, list[str]]]:
     attributions = (entry.attribution for entry in report.entries)
     for title, items in (
         ("Outside tolerance", _failures(report)),
-        ("Where the error arises", (found.sentence for found in attributions if found)),
+        ("Error attribution", (found.sentence for found in attributions if found)),
         ("Layers", _layers(report)),
         ("INT8", () if report.int8 is None else sentences(report.int8)),
         ("Notes", _notes(report)),
-        ("Not run", _skipped(report)),
+        ("Skipped", _skipped(report)),
     ):
         listed = list(items)
         if listed:

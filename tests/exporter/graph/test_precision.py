@@ -17,9 +17,10 @@ from onnx.reference import ReferenceEvaluator
 from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
-from resnet_export.exporter.graph.stage_check import Reference, check_stage, relative_error
+from resnet_export.exporter.graph.stage_check import Reference, check_stage
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.parity.measure.metrics import relative_error
 from resnet_export.runtime.precision import Precision
 from tests.exported import BATCH, PREPROCESSING, exported_resnet18
 from tests.typed_graphs import FLOAT, assert_strongly_typed, excluded, graph_of, run, types_of

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.precision import to_fp16
-from resnet_export.exporter.graph.stage_check import relative_error
+from resnet_export.runtime.parity.measure.metrics import relative_error
 from tests.typed_graphs import FLOAT, FLOAT16, INT8, assert_strongly_typed, excluded, graph_of, run, types_of
 
 

@@ -15,9 +15,10 @@ from onnx import TensorProto, helper
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.exporter.graph.export import ExportedGraph, serialize
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
-from resnet_export.exporter.graph.stage_check import Reference, check_stage, relative_error
+from resnet_export.exporter.graph.stage_check import Reference, check_stage
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.parity.measure.metrics import relative_error
 from tests.exported import BATCH, PREPROCESSING, SIZE, Exported, exported_resnet18
 
 

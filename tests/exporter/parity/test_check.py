@@ -569,5 +569,5 @@ def test_another_normalization_is_put_down_to_no_backend_and_to_no_layer(
     assert not any("layers" in note for note in report.notes)
     for entry in report.entries:
         assert entry.attribution is not None
-        assert "in the backend" not in entry.attribution.sentence
-        assert "the input is not what the export normalized" in entry.attribution.sentence
+        assert "to the backend (" not in entry.attribution.sentence
+        assert "whose input is not what the export normalized" in entry.attribution.sentence

@@ -122,7 +122,7 @@ def test_the_figures_are_those_of_onnx_runtime_driven_by_hand(clean: ParityRepor
 
 def test_entries_say_what_really_ran_and_what_a_cpu_only_emulates(clean: ParityReport) -> None:
     half, int8 = entry(clean, "fp16"), entry(clean, "int8.cpu", "openvino")
-    assert half.simulated == "simulated: this CPU computes fp16 in fp32"
+    assert half.simulated == "simulated (computed in fp32)"
     assert (half.declared, half.ran, half.held_to) == (Precision.FP16,) * 3
     assert int8.simulated is None
     assert (int8.device, int8.provider, int8.ran) == ("cpu", "CPU", Precision.INT8)
@@ -290,7 +290,7 @@ def test_an_eager_model_can_be_the_reference_instead(bundle: Path) -> None:
 def test_the_reference_runs_even_when_it_was_not_asked_for(bundle: Path) -> None:
     report = run_parity(bundle, batches=labeled(), artifacts=["fp16"], backends=["openvino"], threads=1)
     assert [found.artifact for found in report.entries] == ["fp32", "fp16"]
-    assert "not asked for" in entry(report, "fp32").notes[-1]
+    assert "not requested" in entry(report, "fp32").notes[-1]
     assert entry(report, "fp16", "openvino").check("data") is not None
 
 
@@ -662,7 +662,7 @@ def test_limits_may_be_given_as_a_mapping(bundle: Path) -> None:
 def test_a_sound_run_is_said_to_be_within_the_limits_of_every_step(clean: ParityReport) -> None:
     found = entry(clean, "fp16").attribution
     assert found is not None
-    assert found.sentence.endswith("; every step is within its own limits.")
+    assert found.sentence.endswith("; every stage is within its own limits.")
 
 
 def test_a_file_that_every_backend_computes_alike_is_suspected_rather_than_a_backend(tmp_path: Path) -> None:

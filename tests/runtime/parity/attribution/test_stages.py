@@ -98,7 +98,7 @@ def test_the_step_with_the_largest_share_is_named_in_the_sentence() -> None:
     assert found.largest == "fp16"
     assert found.diverges is None
     assert (
-        "fp16 on onnxruntime: 100 % of the error arises at the step to fp16 (relative error 0.001 there"
+        "fp16 on onnxruntime: 100 % of the error is attributed to stage fp16 (relative error 0.001, total"
         in found.sentence
     )
     share = stage(found, "fp16").share
@@ -109,9 +109,9 @@ def test_the_step_with_the_largest_share_is_named_in_the_sentence() -> None:
 @pytest.mark.parametrize(
     ("sizes", "name", "where"),
     [
-        ((0.1, 1e-3, 1e-4), "onnx", "at the step to onnx"),
-        ((1e-6, 0.5, 1e-4), "fp16", "at the step to fp16"),
-        ((1e-6, 1e-3, 0.5), "backend", "in the backend"),
+        ((0.1, 1e-3, 1e-4), "onnx", "stage onnx"),
+        ((1e-6, 0.5, 1e-4), "fp16", "stage fp16"),
+        ((1e-6, 1e-3, 0.5), "backend", "the backend"),
     ],
 )
 def test_the_first_step_outside_its_own_limits_is_the_one_to_look_at(
@@ -119,7 +119,7 @@ def test_the_first_step_outside_its_own_limits_is_the_one_to_look_at(
 ) -> None:
     found = take_apart(*sizes)
     assert found.diverges == name
-    assert f"the first error outside its own limits arises {where}." in found.sentence
+    assert f"the first stage outside its own limits is {where}." in found.sentence
 
 
 def test_a_small_fault_in_an_exact_step_is_found_behind_the_larger_error_of_a_coarse_one() -> None:
@@ -139,8 +139,8 @@ def test_a_step_that_takes_error_back_has_a_negative_share() -> None:
     found = attribute(first, [(ONNX, off), (HALF, first + np.float32(0.25))], SHIPPED, "x")
     assert [error.share for error in found.stages] == pytest.approx([2.0, -1.0], rel=1e-6)
     assert found.largest == "onnx"
-    assert "100 % of the error arises at the step to onnx" in found.sentence
-    assert "other steps take some of it back" in found.sentence
+    assert "100 % of the error is attributed to stage onnx" in found.sentence
+    assert "other stages take some of it back" in found.sentence
 
 
 def test_a_chain_without_error_has_no_shares_and_says_so() -> None:
@@ -163,13 +163,13 @@ def test_overflow_is_attributed_to_the_step_where_it_first_appears() -> None:
     )
     assert [error.non_finite for error in found.stages] == [0, 1, 2]
     assert found.diverges == "fp16"
-    assert "NaN or infinity first appears at the step to fp16, on 1 images" in found.sentence
+    assert "NaN or infinity first appears in stage fp16, on 1 images" in found.sentence
 
 
 def test_overflow_of_every_image_still_makes_a_report() -> None:
     found = attribute(logits(), [(HALF, np.full_like(logits(), np.nan))], SHIPPED, "x")
     assert found.total is None
-    assert "first appears at the step to fp16" in found.sentence
+    assert "first appears in stage fp16" in found.sentence
 
 
 def test_stages_of_another_shape_are_refused() -> None:

@@ -17,7 +17,7 @@ from scipy import spatial, special, stats
 from sklearn.metrics import top_k_accuracy_score
 
 from resnet_export.runtime.errors import RequestError
-from resnet_export.runtime.parity.measure.metrics import Figures, Metrics, predictions
+from resnet_export.runtime.parity.measure.metrics import Figures, Metrics, predictions, relative_error
 
 Logits = NDArray[np.float32]
 
@@ -270,3 +270,20 @@ def test_logits_that_cannot_be_compared_are_refused(
 def test_metrics_of_different_models_are_not_joined() -> None:
     with pytest.raises(RequestError, match="3 and over 4 classes"):
         Metrics.of(*pair(2, 3)) + Metrics.of(*pair(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "error"),
+    [
+        ([[3.0, 4.0]], [[3.0, 4.0]], 0.0),
+        ([[0.0, 0.0]], [[0.0, 0.0]], 0.0),
+        ([[0.0, 1.0]], [[0.0, 0.0]], None),
+        ([[3.0, 4.5]], [[3.0, 4.0]], 0.1),
+        ([[np.nan, 4.0]], [[3.0, 4.0]], None),
+        ([[3.0, 4.0]], [[np.inf, 4.0]], None),
+    ],
+)
+def test_a_relative_error_is_zero_for_equal_arrays_and_none_where_it_is_undefined(
+    candidate: list[list[float]], reference: list[list[float]], error: float | None
+) -> None:
+    assert relative_error(candidate, reference) == (None if error is None else pytest.approx(error))

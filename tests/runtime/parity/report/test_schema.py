@@ -84,7 +84,7 @@ def entry(artifact: str = "fp16", backend: str = "onnxruntime", noise: float = 1
         declared=Precision.FP16,
         ran=Precision.FP16,
         held_to=Precision.FP16,
-        simulated="simulated: this CPU computes fp16 in fp32",
+        simulated="simulated (computed in fp32)",
         tolerance=tolerance,
         notes=("something is off",),
         checks=checks,
@@ -312,7 +312,7 @@ def test_the_text_explains_failures_errors_notes_and_what_did_not_run() -> None:
     shown = text.render(ALL)
     assert "int8 on onnxruntime, golden images: centered cosine similarity 0." in shown
     assert "rtx on onnxruntime could not be opened: out of memory" in shown
-    assert "fp16 on onnxruntime: 100 % of the error arises at the step to fp16" in shown
+    assert "fp16 on onnxruntime: 100 % of the error is attributed to stage fp16" in shown
     assert "fp16: onnxruntime (CUDAExecutionProvider) needs an NVIDIA GPU" in shown
     assert "it is untrained" in shown
 
@@ -344,8 +344,8 @@ def labelled_of(found: Entry) -> Labeled:
 
 def test_a_note_that_concerns_several_runs_stands_once() -> None:
     shown = text.render(report(GOOD, entry(backend="openvino")))
-    assert shown.count("this CPU computes fp16 in fp32") == 1
-    assert "fp16 on onnxruntime, fp16 on openvino: simulated: this CPU computes fp16 in fp32" in shown
+    assert shown.count("simulated (computed in fp32)") == 1
+    assert "fp16 on onnxruntime, fp16 on openvino: simulated (computed in fp32)" in shown
 
 
 def test_without_labels_the_accuracy_columns_are_left_out() -> None:
@@ -441,7 +441,7 @@ def test_junit_failures_carry_the_figures_in_the_message_and_the_rest_in_the_bod
     assert found is not None
     assert "int8 on onnxruntime: centered cosine similarity 0." in str(found.get("message"))
     assert "expected ≥ 0.9999" in str(found.get("message"))
-    assert "of the error arises at the step to fp16" in str(found.text)
+    assert "of the error is attributed to stage fp16" in str(found.text)
     assert "flipped: image " in str(found.text)
 
 
