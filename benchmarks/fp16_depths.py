@@ -20,7 +20,7 @@ from resnet_export.exporter.graph.export import serialize, simplify, to_onnx
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.graph.value_ranges import scan_ranges
-from resnet_export.exporter.models.classifier import build_network
+from resnet_export.exporter.models.classifier import load_classifier
 from resnet_export.exporter.models.photographs import photographs
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import BatchRange
@@ -35,7 +35,7 @@ SIZE = 224
 
 def measure(depth: int) -> dict[str, Figures]:
     """Return stage → figures over `CROPS` seeded crops for the untrained network of this depth."""
-    network = build_network(ModelSpec(depth=depth, image_size=SIZE))
+    network = load_classifier(ModelSpec(depth=depth, image_size=SIZE))
     pre = network.preprocessing
     photos = normalize(photographs(SIZE)[:16], pre)
     reference = record_reference(network.module, photos[:4])

@@ -31,7 +31,7 @@ from resnet_export.calibration.quantize.placement import LAYOUTS, Layout
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import emit
 from resnet_export.calibration.quantize.topology import Topology
-from resnet_export.exporter.models.classifier import build_network
+from resnet_export.exporter.models.classifier import load_classifier
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize
@@ -110,7 +110,7 @@ def latencies(
 ) -> dict[tuple[str, str], float]:
     """Return (variant, engine) → median milliseconds of one image, taken in turns."""
     torch.set_num_threads(THREADS)
-    network = build_network(ModelSpec(depth=50)).module.to(memory_format=torch.channels_last)
+    network = load_classifier(ModelSpec(depth=50)).module.to(memory_format=torch.channels_last)
     tensor = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
 
     def eager() -> Any:

@@ -25,7 +25,7 @@ from resnet_export.exporter.graph.lower import lower
 from resnet_export.exporter.graph.metadata import finish
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import check_stage
-from resnet_export.exporter.models.classifier import Network, build_network
+from resnet_export.exporter.models.classifier import Classifier, load_classifier
 from resnet_export.exporter.parity.check import check_parity
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
@@ -60,7 +60,7 @@ class Job:
     spec: ExportSpec
     seed: int
     out: Path
-    net: Network
+    net: Classifier
     engines: EnginePlan
     bytes_needed: int
 
@@ -136,7 +136,7 @@ def prepare(
     place = folder_name(model) if out is None else out
     if place is not None:
         check_output(place, force=spec.force)  # before a download
-    net = build_network(model, progress)
+    net = load_classifier(model, progress)
     place = net.info.arch if place is None else place
     needed = bytes_needed(net.info, spec, engines)
     return Job(spec, model.seed, Path(place), net, engines, needed)

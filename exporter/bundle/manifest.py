@@ -12,7 +12,7 @@ import msgspec
 from resnet_export.exporter.graph.export import INPUT, LOGITS, OPSET
 from resnet_export.exporter.graph.facts import count_graph
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact
-from resnet_export.exporter.models.classifier import Network
+from resnet_export.exporter.models.classifier import Classifier
 from resnet_export.runtime.bundle.golden import Golden
 from resnet_export.runtime.bundle.manifest import (
     SCHEMA_VERSION,
@@ -50,7 +50,7 @@ class Contents:
     `graphs` begins with fp32; `artifacts` are those of the graphs and of the engines.
     """
 
-    net: Network
+    net: Classifier
     batch: BatchRange
     preprocessing: Preprocessing
     graphs: tuple[GraphArtifact, ...]

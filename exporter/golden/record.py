@@ -9,7 +9,7 @@ from resnet_export.calibration.data.photos import Photos
 from resnet_export.exporter.golden.preprocessing_sample import record_sample
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact
 from resnet_export.exporter.graph.stage_check import Reference, record_reference
-from resnet_export.exporter.models.classifier import Network
+from resnet_export.exporter.models.classifier import Classifier
 from resnet_export.runtime.bundle.golden import EAGER, Golden, Sample
 from resnet_export.runtime.preprocess import normalize
 from resnet_export.runtime.progress import Progress, silent
@@ -41,7 +41,7 @@ class GoldenRecord:
         return Golden(self.photos.images, stages, self.sample)
 
 
-def record_golden(net: Network, photos: Photos, progress: Progress = silent) -> GoldenRecord:
+def record_golden(net: Classifier, photos: Photos, progress: Progress = silent) -> GoldenRecord:
     """Run the eager network on the golden images. Raises what `record_reference` raises."""
     normalized = record_reference(net.module, normalize(photos.images, net.preprocessing), progress)
     in_graph = photos.preprocessing is not None and photos.preprocessing.in_graph

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from resnet_export.exporter.models.checkpoint import Checkpoint, load_weights
 from resnet_export.exporter.models.labels import default_labels, read_labels
@@ -18,30 +19,30 @@ from resnet_export.runtime.bundle.manifest import ModelInfo, Preprocessing, Weig
 from resnet_export.runtime.preprocess import normalize
 from resnet_export.runtime.progress import Progress, silent
 
-__all__ = ["Network", "build_network"]
+__all__ = ["Classifier", "load_classifier"]
 
 # Batch statistics of an untrained network are measured at this size or the network's, whichever is smaller:
 # half the cost of 224, and the features stay centered at 224.
 _STATISTICS_SIZE = 160
 
 
-@dataclass(frozen=True)
-class Network:
-    """The eager network in eval mode, float32, and what a bundle says about it.
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """An eager network in evaluation mode, float32, and what a bundle says about it.
 
-    `preprocessing` ends in floats, normalized before the graph; `labels` has one name for each class;
-    `notices` are sentences that the user has to see.
+    Nothing past it knows which network it is: `module` takes float32 [N, C, H, W], normalized, and returns float32
+    logits [N, classes]. `preprocessing` ends in such floats; `labels` has one name for each class; `notices` are
+    sentences that the user has to see.
     """
 
-    module: ResNet
-    architecture: Architecture
+    module: nn.Module
     info: ModelInfo
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     notices: tuple[str, ...] = ()
 
 
-def build_network(spec: ModelSpec, progress: Progress = silent) -> Network:
+def load_classifier(spec: ModelSpec, progress: Progress = silent) -> Classifier:
     """Build the network that `spec` describes, with its weights loaded or, without weights, seeded and untrained.
 
     Raises RequestError when the request is inconsistent or its labels do not fit, and CheckpointError when the
@@ -58,16 +59,15 @@ def build_network(spec: ModelSpec, progress: Progress = silent) -> Network:
 
 def _untrained(
     spec: ModelSpec, architecture: Architecture, preprocessing: Preprocessing, progress: Progress
-) -> Network:
+) -> Classifier:
     num_classes = 1000 if spec.num_classes is None else spec.num_classes
     labels = default_labels(num_classes) if spec.labels is None else read_labels(spec.labels, num_classes)
     images = normalize(photographs(min(spec.image_size, _STATISTICS_SIZE)), Preprocessing())
     module = initialize(build(architecture, num_classes), spec.seed, torch.from_numpy(images), progress)
     weights = WeightsInfo(source="untrained", name="untrained", seed=spec.seed)
     notice = f"no weights were given: {architecture.name} is untrained (seed {spec.seed}), its predictions mean nothing"
-    return Network(
+    return Classifier(
         module=module,
-        architecture=architecture,
         info=_describe(module, architecture, num_classes, weights),
         preprocessing=preprocessing,
         labels=labels,
@@ -75,7 +75,7 @@ def _untrained(
     )
 
 
-def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessing) -> Network:
+def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessing) -> Classifier:
     architecture, num_classes = checkpoint.architecture, checkpoint.num_classes
     notices = checkpoint.notices
     if spec.labels is not None:
@@ -88,9 +88,8 @@ def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessi
         notices += assumed(spec, preprocessing)
     module = build(architecture, num_classes)
     module.load_state_dict(checkpoint.state_dict, strict=True)
-    return Network(
+    return Classifier(
         module=module,
-        architecture=architecture,
         info=_describe(module, architecture, num_classes, checkpoint.info),
         preprocessing=preprocessing,
         labels=labels,

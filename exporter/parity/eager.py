@@ -58,9 +58,9 @@ def eager_reference(
             "torch is not installed, and the eager reference runs the network in it; "
             "run: pip install 'resnet-export[export]', or take --reference onnx"
         ) from error
-    from resnet_export.exporter.models.classifier import build_network
+    from resnet_export.exporter.models.classifier import load_classifier
 
-    run = _runner(build_network(spec, progress).module, manifest)
+    run = _runner(load_classifier(spec, progress).module, manifest)
     _require_recorded(run, bundle, manifest, torch.__version__)
     return run
 

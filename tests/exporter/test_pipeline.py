@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.cli import cli
 from resnet_export.exporter.graph import lower
-from resnet_export.exporter.models.classifier import build_network
+from resnet_export.exporter.models.classifier import load_classifier
 from resnet_export.runtime import open_session
 from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import BatchRange, read_manifest, verify_bundle
@@ -56,7 +56,7 @@ def test_the_bundle_holds_what_its_manifest_says_and_nothing_unchecked(resnet18_
 def test_golden_logits_hold_every_stage_and_the_eager_ones_are_the_networks(resnet18_bundle: Path) -> None:
     golden = read_golden(resnet18_bundle)
     assert set(golden.logits) == {"eager", "onnx", "simplified", "fp32", "fp16"}
-    network = build_network(MODEL)
+    network = load_classifier(MODEL)
     with torch.inference_mode():
         eager = network.module(torch.from_numpy(normalize(golden.images, network.preprocessing))).numpy()
     # Convolution order depends on the batch size; the same seed and images leave only that.
@@ -78,7 +78,7 @@ def test_the_report_in_the_bundle_is_that_of_its_artifacts(resnet18_bundle: Path
 
 def test_every_node_of_an_artifact_is_mapped_to_a_module_that_the_network_has(resnet18_bundle: Path) -> None:
     manifest = read_manifest(resnet18_bundle)
-    paths = {path for path, _ in build_network(MODEL).module.named_modules()}
+    paths = {path for path, _ in load_classifier(MODEL).module.named_modules()}
     for artifact in manifest.artifacts:
         if artifact.kind == "onnx":
             nodes = onnx.load(resnet18_bundle / artifact.file).graph.node

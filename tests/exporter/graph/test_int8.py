@@ -15,7 +15,7 @@ from PIL import Image
 
 from resnet_export.calibration.observe.table import read_table
 from resnet_export.exporter.cli import cli
-from resnet_export.exporter.models.classifier import build_network
+from resnet_export.exporter.models.classifier import load_classifier
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.layer_report import read_reports
 from resnet_export.runtime.bundle.manifest import read_manifest, verify_bundle
@@ -156,7 +156,7 @@ def test_a_network_that_is_not_finite_is_refused(
     photos: Path,
     tmp_path: Path,
 ) -> None:
-    state = build_network(ModelSpec(depth=18, image_size=SIZE)).module.state_dict()
+    state = load_classifier(ModelSpec(depth=18, image_size=SIZE)).module.state_dict()
     change(state[parameter])
     torch.save(state, tmp_path / "weights.pth")
     given = ("--weights", tmp_path / "weights.pth", "--image-size", SIZE, "--int8", "--calib", photos)

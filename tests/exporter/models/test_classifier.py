@@ -11,7 +11,7 @@ import torch
 
 from resnet_export.exporter.models import classifier as subject
 from resnet_export.exporter.models.checkpoint import Checkpoint
-from resnet_export.exporter.models.classifier import build_network
+from resnet_export.exporter.models.classifier import load_classifier
 from resnet_export.exporter.models.labels import imagenet_labels
 from resnet_export.exporter.models.resnet import build
 from resnet_export.exporter.models.zoo import ZOO
@@ -21,7 +21,7 @@ from resnet_export.runtime.errors import RequestError
 
 
 def test_without_weights_the_network_is_seeded_and_says_so() -> None:
-    network = build_network(ModelSpec(depth=18, image_size=32, seed=5))
+    network = load_classifier(ModelSpec(depth=18, image_size=32, seed=5))
     assert network.info.weights == WeightsInfo(source="untrained", name="untrained", seed=5)
     assert (network.info.arch, network.info.num_classes) == ("resnet18", 1000)
     assert network.info.parameters == ZOO["resnet18"].parameters
@@ -38,7 +38,7 @@ def test_a_checkpoint_is_in_the_network_and_in_its_description(tmp_path: Path) -
     state["fc.bias"] = torch.arange(4.0)
     torch.save({"model": state, "model_ema": state}, tmp_path / "mine.pth")
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
-    network = build_network(ModelSpec(weights=str(tmp_path / "mine.pth"), labels=tmp_path / "labels.txt"))
+    network = load_classifier(ModelSpec(weights=str(tmp_path / "mine.pth"), labels=tmp_path / "labels.txt"))
     assert torch.equal(network.module.fc.bias, torch.arange(4.0))
     assert network.info.weights.source == "file"
     assert network.info.weights.seed is None
@@ -50,7 +50,7 @@ def test_a_checkpoint_is_in_the_network_and_in_its_description(tmp_path: Path) -
 
 def test_imagenets_names_on_a_users_checkpoint_are_a_guess_and_said_so(tmp_path: Path) -> None:
     torch.save(build(ZOO["resnet18"]).state_dict(), tmp_path / "mine.pth")
-    network = build_network(ModelSpec(weights=str(tmp_path / "mine.pth")))
+    network = load_classifier(ModelSpec(weights=str(tmp_path / "mine.pth")))
     assert network.labels == imagenet_labels()
     notice, _ = network.notices
     assert "ImageNet's are used" in notice
@@ -60,7 +60,7 @@ def test_imagenets_names_on_a_users_checkpoint_are_a_guess_and_said_so(tmp_path:
     ("image_size", "resize"), [(224, 256), (288, 329), (64, 73)], ids=["usual", "larger", "smaller"]
 )
 def test_the_resize_keeps_its_ratio_to_the_crop(image_size: int, resize: int) -> None:
-    network = build_network(ModelSpec(depth=18, num_classes=2, image_size=image_size))
+    network = load_classifier(ModelSpec(depth=18, num_classes=2, image_size=image_size))
     assert network.preprocessing == Preprocessing(resize=resize, crop=image_size)
 
 
@@ -69,7 +69,7 @@ def test_published_weights_bring_their_preprocessing(monkeypatch: pytest.MonkeyP
     info = WeightsInfo(source="torchvision", name="ResNet50_Weights.IMAGENET1K_V2", sha256="0" * 64)
     checkpoint = Checkpoint(build(chosen).state_dict(), chosen, 1000, info, chosen.weights[1])
     monkeypatch.setattr(subject, "load_weights", lambda spec, progress: checkpoint)
-    network = build_network(ModelSpec(depth=50, weights="imagenet"))
+    network = load_classifier(ModelSpec(depth=50, weights="imagenet"))
     assert network.preprocessing == Preprocessing(resize=232, crop=224)
     assert network.info.weights == info
     assert network.notices == ()
@@ -79,7 +79,7 @@ def test_wrong_labels_are_refused_before_any_weights_are_read(tmp_path: Path) ->
     (tmp_path / "labels.txt").write_text("a\nb\n")
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
     with pytest.raises(RequestError, match=r"2 labels.*3 classes"):
-        build_network(
+        load_classifier(
             ModelSpec(weights=str(tmp_path / "broken.pth"), num_classes=3, labels=tmp_path / "labels.txt")
         )
 
@@ -88,7 +88,7 @@ def test_labels_are_counted_against_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a\nb\n")
     torch.save(build(ZOO["resnet18"], 4).state_dict(), tmp_path / "mine.pth")
     with pytest.raises(RequestError, match=r"2 labels.*4 classes"):
-        build_network(ModelSpec(weights=str(tmp_path / "mine.pth"), labels=tmp_path / "labels.txt"))
+        load_classifier(ModelSpec(weights=str(tmp_path / "mine.pth"), labels=tmp_path / "labels.txt"))
 
 
 def test_a_checkpoints_preprocessing_is_what_the_request_says(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_checkpoints_preprocessing_is_what_the_request_says(tmp_path: Path) ->
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
     )
-    network = build_network(asked)
+    network = load_classifier(asked)
     assert network.preprocessing == Preprocessing(
         resize=64, crop=64, interpolation="bicubic", mean=(0.5,) * 3, std=(0.25,) * 3
     )
@@ -110,7 +110,7 @@ def test_a_checkpoints_preprocessing_is_what_the_request_says(tmp_path: Path) ->
 
 def test_preprocessing_that_nobody_named_is_said_to_be_assumed(tmp_path: Path) -> None:
     torch.save(build(ZOO["resnet18"], 2).state_dict(), tmp_path / "mine.pth")
-    (notice,) = build_network(ModelSpec(weights=str(tmp_path / "mine.pth"), image_size=64)).notices
+    (notice,) = load_classifier(ModelSpec(weights=str(tmp_path / "mine.pth"), image_size=64)).notices
     assert "ImageNet's preprocessing is assumed: shorter side to 73 (bilinear), central 64 × 64" in notice
     assert "--resize" in notice
 
@@ -134,4 +134,4 @@ def test_preprocessing_that_cannot_be_is_refused_before_any_weights_are_read(
 ) -> None:
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
     with pytest.raises(RequestError, match=re.escape(expected)):
-        build_network(ModelSpec(weights=str(tmp_path / "broken.pth"), image_size=64, **asked))
+        load_classifier(ModelSpec(weights=str(tmp_path / "broken.pth"), image_size=64, **asked))
