@@ -83,7 +83,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="NAME",
     help="Compare this artifact's layers with fp32's; 'all' of them (repeatable; by default of those that fail).",
 )
-@click.option("--no-layers", is_flag=True, help="Leave the layers of what fails alone.")
+@click.option("--no-layers", is_flag=True, help="Do not compare the layers of what fails.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N images of --data.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw that --limit makes.")
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write the report as JSON.")
@@ -91,7 +91,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--junit", "junit_file", type=_FILE, metavar="FILE", help="Write JUnit XML: a case per criterion."
 )
 @click.option("--markdown", "markdown_file", type=_FILE, metavar="FILE", help="Write Markdown for a comment.")
-@click.option("--html", "html_file", type=_FILE, metavar="FILE", help="Write a page for people, in one file.")
+@click.option("--html", "html_file", type=_FILE, metavar="FILE", help="Write the HTML report, one file.")
 @click.option("--quiet", is_flag=True, help="No progress and no table.")
 @debug_option
 def command(
@@ -111,8 +111,6 @@ def command(
     """  # fmt: skip
     if layers and no_layers:
         raise RequestError("--layers and --no-layers contradict each other; give one of them")
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    spec = ParitySpec(**given, layers=layers or ("none" if no_layers else "failed"))
     if html_file is not None:
         html.require()
     files = {"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}
@@ -125,6 +123,8 @@ def command(
             "--weights": options["weights"],
         },
     )
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    spec = ParitySpec(**given, layers=layers or ("none" if no_layers else "failed"))
     recorded = None if html_file is None else html.read_recorded(bundle)
     report = check_parity(bundle, spec, progress=progress_bar(quiet=quiet))
     rendered = [(path, _RENDER[option](report)) for option, path in files.items() if path is not None]
