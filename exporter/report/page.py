@@ -23,7 +23,7 @@ from resnet_export.exporter.report.charts.svg import drawing
 from resnet_export.exporter.report.charts.waterfall import waterfall
 from resnet_export.exporter.report.flipped_images import flips_in_all, tiles
 from resnet_export.exporter.report.report_data import SHOWN, Material
-from resnet_export.exporter.report.verdict_table import COLUMNS, columns, judged, run_rows
+from resnet_export.exporter.report.verdict_table import COLUMNS, columns, criteria_by_run, run_rows
 from resnet_export.runtime.parity.criteria.criterion import Criterion
 from resnet_export.runtime.parity.measure.comparison import KEPT_FLIPS
 from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
@@ -69,7 +69,7 @@ def render(report: ParityReport, material: Material | None = None) -> bytes:
             names=COLUMNS,
             columns=columns(rows),
             rows=rows,
-            judged=judged(report),
+            criteria_by_run=criteria_by_run(report),
             details={
                 title: items for title, items in details(report) if title in {"INT8", "Notes", "Skipped"}
             },
@@ -128,7 +128,7 @@ def layer_charts(report: ParityReport) -> tuple[Chart, ...]:
 
 
 def proportion_charts(report: ParityReport) -> tuple[Chart, ...]:
-    """Return agreement on each set of images, and with labels accuracy and its drop."""
+    """Return top-1 agreement on each set of images, and with labels accuracy and its drop."""
     charts = []
     for images, where in (("golden", "golden images"), ("data", "validation images")):
         checked = [(e, c) for e in report.entries for c in e.checks if c.images == images]

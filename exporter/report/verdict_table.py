@@ -43,8 +43,8 @@ class CriterionRow:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A run, or what is judged besides the runs, with all its criteria."""
+class RunCriteria:
+    """A run, or what is checked besides the runs, with all its criteria."""
 
     title: str
     passed: bool
@@ -71,10 +71,10 @@ def columns(rows: tuple[RunRow, ...]) -> tuple[int, ...]:
     return tuple(i for i in range(len(COLUMNS)) if any(row.cells[i] for row in rows))
 
 
-def judged(report: ParityReport) -> tuple[Judged, ...]:
+def criteria_by_run(report: ParityReport) -> tuple[RunCriteria, ...]:
     """Return every criterion, by run; those of the preprocessing first."""
     runs = [
-        Judged(
+        RunCriteria(
             entry.title,
             entry.passed,
             entry.error,
@@ -85,7 +85,7 @@ def judged(report: ParityReport) -> tuple[Judged, ...]:
     shared = tuple(_row(criterion, "golden") for criterion in report.preprocessing)
     if not shared:
         return tuple(runs)
-    return (Judged("preprocessing on this host", all(row.passed for row in shared), None, shared), *runs)
+    return (RunCriteria("preprocessing on this host", all(row.passed for row in shared), None, shared), *runs)
 
 
 def agreement(check: Check) -> str:

@@ -1,4 +1,4 @@
-"""Does an artifact still compute what the eager network computes? Measured, judged, attributed and reported.
+"""Does an artifact still compute what the eager network computes? Measured, held to limits, attributed and reported.
 
     from resnet_export.runtime.parity import run_parity, text
 

@@ -20,7 +20,7 @@ from resnet_export.runtime.backends import ROUTES
 from resnet_export.runtime.bundle.golden import EAGER, read_golden
 from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.errors import BundleError, NoBackendError, RequestError
-from resnet_export.runtime.parity.attribution.diagnosis import blame, hint, suspects
+from resnet_export.runtime.parity.attribution.diagnosis import failing_stage, hint, suspects
 from resnet_export.runtime.parity.attribution.layers import Layerwise
 from resnet_export.runtime.parity.criteria.loosened import loosened
 from resnet_export.runtime.parity.criteria.tolerances import Tolerances, overrides_of
@@ -130,7 +130,7 @@ def run_parity(
             said += remarks
     entries = tuple(run.entry for run in runs)
     logits = {run.entry.key: run.golden for run in runs if run.golden is not None}
-    stage = blame(entries, drift, varies=varies(golden.logits[EAGER]))
+    stage = failing_stage(entries, drift, varies=varies(golden.logits[EAGER]))
     layerwise, unmeasured = (
         ((), ()) if compare_layers is None else compare_layers(entries, suspects(entries, drift, stage))
     )
@@ -229,8 +229,8 @@ def _notes(context: CheckContext, looser: tuple[str, ...], runs: tuple[CheckedRu
         )
     elif classes < _FEW_CLASSES:
         notes.append(
-            f"eager predicts only {classes} of the classes on the golden images, so that agreement proves "
-            "little there; the centered cosine does not depend on it"
+            f"eager predicts only {classes} of the classes on the golden images, so that top-1 agreement proves "
+            "little there; the centered cosine similarity does not depend on it"
         )
     return tuple(notes)
 

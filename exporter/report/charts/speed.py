@@ -22,7 +22,7 @@ def milliseconds(report: ParityReport) -> dict[str, float]:
 
 
 def quantity(report: ParityReport) -> str:
-    """Return what time is held against: accuracy where there are labels, agreement otherwise."""
+    """Return what time is held against: accuracy where there are labels, top-1 agreement otherwise."""
     checks = [check for entry in report.entries for check in entry.checks if check.images == "data"]
     if any(check.comparison.labeled for check in checks):
         return "accuracy on the data"

@@ -21,7 +21,9 @@ CHECKPOINT = "checkpoint"
 _LAST = 1000  # the backend comes after every recorded stage, however many an artifact has
 
 
-def blame(entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varies: bool = True) -> str | None:
+def failing_stage(
+    entries: Sequence[Entry], preprocessing: Sequence[Criterion], *, varies: bool = True
+) -> str | None:
     """Return the stage that the failures point to, None when nothing failed.
 
     `varies` is False when the eager network gives every golden image the same logits.
@@ -59,8 +61,8 @@ def suspects(
 ) -> tuple[str, ...]:
     """Return the artifacts whose layers may show what failed, in the order of the report.
 
-    `stage` is what `blame` named. Empty where something else is the cause: the labels of validation images, a network
-    that ignores its input, or a host that normalizes otherwise than the export, which spoils every artifact alike.
+    `stage` is what `failing_stage` named. Empty where something else is the cause: the labels of validation images, a
+    network that ignores its input, or a host that normalizes otherwise than the export, which spoils every artifact.
     """
     normalized = all(criterion.passed for criterion in preprocessing if criterion.name == NORMALIZE)
     if stage == CHECKPOINT or (not normalized and all(_left_the_record(entry) for entry in entries)):
@@ -75,7 +77,7 @@ def hint(
     preprocessing: Sequence[Criterion],
     golden: Mapping[str, NDArray[np.float32]],
 ) -> str:
-    """Return a clause that says more of the stage that `blame` named; "" where there is nothing to say.
+    """Return a clause that says more of the stage that `failing_stage` named; "" where there is nothing to say.
 
     `golden` holds what each run made of the golden images, logits [N, C] by entry key.
     """

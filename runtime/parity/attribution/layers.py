@@ -210,7 +210,7 @@ def layer_figure(
     missing: bool = False,
     remark: str = "",
 ) -> LayerFigure:
-    """Judge one layer. It diverges when, by itself,
+    """Return the figures of one layer, and whether it diverges. It does when, by itself,
 
     1. it cannot be measured, or is not finite on some image;
     2. its error is beyond `LIMITS`;

@@ -23,7 +23,7 @@ from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Tolerance
 
 # "Slight agreement" ends at 0.20 (J. R. Landis and G. G. Koch, Biometrics 33, 1977); a classifier worth
-# shipping lies far above, one that is judged by labels of other classes at or below zero.
+# shipping lies far above, one that is measured by labels of other classes at or below zero.
 LABELS_KAPPA = 0.1
 
 # MLPerf Inference accepts an implementation that keeps 99 % of the reference's accuracy; for accuracies

@@ -198,7 +198,7 @@ def _not_understood(name: str, kind: str, error: Exception) -> RequestError:
     detail = " ".join(str(error).split())
     return RequestError(
         f"{name} is not understood ({detail}); expected {kind} that maps {', '.join(TABLE)} to limits named "
-        f"{', '.join(Override.__struct_fields__)}, agreement as a fraction"
+        f"{', '.join(Override.__struct_fields__)}, top-1 agreement as a fraction"
     )
 
 

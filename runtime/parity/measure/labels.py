@@ -82,7 +82,7 @@ class Outcomes:
         found: Predictions,
         labels: NDArray[np.int64],
     ) -> Outcomes:
-        """Judge logits [N, C] of both sides, and what they predict, by labels int64 [N]."""
+        """Count logits [N, C] of both sides, and what they predict, by labels int64 [N]."""
         classes = reference.shape[1]
         right_b, right_a = found.reference == labels, found.candidate == labels
         finite = found.candidate >= 0

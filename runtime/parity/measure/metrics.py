@@ -122,9 +122,9 @@ class Metrics:
     sum_ab: float
     mean_b: NDArray[np.float64]  # [C]
     mean_a: NDArray[np.float64]  # [C]
-    centred_bb: float  # Σ (b − mean b)²
-    centred_aa: float
-    centred_ab: float
+    centered_bb: float  # Σ (b − mean b)²
+    centered_aa: float
+    centered_ab: float
     sum_kl: float
     top1: int
     top5: int
@@ -156,7 +156,7 @@ class Metrics:
         size = np.abs(difference)
         mean_b = b.mean(axis=0) if count else np.zeros(classes)
         mean_a = a.mean(axis=0) if count else np.zeros(classes)
-        centred_b, centred_a = b - mean_b, a - mean_a
+        centered_b, centered_a = b - mean_b, a - mean_a
         return cls(
             classes=classes,
             images=images,
@@ -169,9 +169,9 @@ class Metrics:
             sum_ab=inner(a, b),
             mean_b=mean_b,
             mean_a=mean_a,
-            centred_bb=inner(centred_b, centred_b),
-            centred_aa=inner(centred_a, centred_a),
-            centred_ab=inner(centred_a, centred_b),
+            centered_bb=inner(centered_b, centered_b),
+            centered_aa=inner(centered_a, centered_a),
+            centered_ab=inner(centered_a, centered_b),
             sum_kl=float(_kl(b, a).sum()),
             top1=int((found.rank < 1).sum()),
             top5=int((found.rank < 5).sum()),
@@ -203,9 +203,9 @@ class Metrics:
             sum_ab=self.sum_ab + other.sum_ab,
             mean_b=self.mean_b + share * step_b,
             mean_a=self.mean_a + share * step_a,
-            centred_bb=self.centred_bb + other.centred_bb + weight * inner(step_b, step_b),
-            centred_aa=self.centred_aa + other.centred_aa + weight * inner(step_a, step_a),
-            centred_ab=self.centred_ab + other.centred_ab + weight * inner(step_a, step_b),
+            centered_bb=self.centered_bb + other.centered_bb + weight * inner(step_b, step_b),
+            centered_aa=self.centered_aa + other.centered_aa + weight * inner(step_a, step_a),
+            centered_ab=self.centered_ab + other.centered_ab + weight * inner(step_a, step_b),
             sum_kl=self.sum_kl + other.sum_kl,
             top1=self.top1 + other.top1,
             top5=self.top5 + other.top5,
@@ -218,10 +218,10 @@ class Metrics:
         """Return the figures of these images."""
         some = self.finite > 0
         relative = math.sqrt(self.sum_dd / self.sum_bb) if self.sum_bb > 0 else None
-        varied_b = self.centred_bb > _NO_VARIATION * self.sum_bb
+        varied_b = self.centered_bb > _NO_VARIATION * self.sum_bb
         # Both sides are centered on the reference's mean, so the candidate keeps its distance from that mean.
         gap = self.mean_a - self.mean_b
-        around_b = self.centred_aa + self.finite * inner(gap, gap)
+        around_b = self.centered_aa + self.finite * inner(gap, gap)
         return Figures(
             images=self.images,
             classes=self.classes,
@@ -230,7 +230,7 @@ class Metrics:
             mean_abs=self.sum_abs / (self.finite * self.classes) if some else None,
             relative_error=relative,
             cosine=_cosine(self.sum_ab, self.sum_aa, self.sum_bb),
-            centered_cosine=_cosine(self.centred_ab, around_b, self.centred_bb) if varied_b else None,
+            centered_cosine=_cosine(self.centered_ab, around_b, self.centered_bb) if varied_b else None,
             snr_db=-20 * math.log10(relative) if relative else None,
             mean_kl=self.sum_kl / self.finite if some else None,
             top1=self.top1,
@@ -238,7 +238,7 @@ class Metrics:
             near_tie_flips=self.near_tie_flips,
             reference_classes=int(self.seen_b.sum()),
             candidate_classes=int(self.seen_a.sum()),
-            reference_spread=math.sqrt(self.centred_bb / self.sum_bb) if self.sum_bb > 0 else None,
+            reference_spread=math.sqrt(self.centered_bb / self.sum_bb) if self.sum_bb > 0 else None,
         )
 
 

@@ -129,7 +129,7 @@ class Skipped(Struct, frozen=True):
 class Summary(Struct, frozen=True):
     """The verdict. `exit_code` is 0 passed, 1 outside a tolerance, 2 nothing ran that was to be verified.
 
-    `stage` names the step that a failure points to (`blame`), None where there is none.
+    `stage` names the step that a failure points to (`failing_stage`), None where there is none.
     """
 
     status: Status

@@ -576,7 +576,7 @@ def said_everywhere(report: ParityReport, words: str) -> bool:
 # Images and networks that tell nothing
 
 
-def test_copies_of_one_image_leave_the_centred_cosine_out_and_the_relative_error_in(bundle: Path) -> None:
+def test_copies_of_one_image_leave_the_centered_cosine_out_and_the_relative_error_in(bundle: Path) -> None:
     strongest = int(np.linalg.norm(logits(crops()), axis=1).argmax())
     for count in (1, 13):
         copies = crops()[[strongest] * count]

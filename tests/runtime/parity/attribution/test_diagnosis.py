@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resnet_export.runtime.parity import run_parity
-from resnet_export.runtime.parity.attribution.diagnosis import blame
+from resnet_export.runtime.parity.attribution.diagnosis import failing_stage
 from resnet_export.runtime.parity.criteria.criterion import at_most
 from resnet_export.runtime.parity.measure.comparison import Batch
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport
@@ -34,18 +34,18 @@ def wrong(stage: str) -> np.ndarray:
 
 def test_a_clean_bundle_blames_nothing(clean: ParityReport) -> None:
     assert clean.verdict.stage is None
-    assert blame(clean.entries, (GOOD,)) is None
+    assert failing_stage(clean.entries, (GOOD,)) is None
 
 
 def test_preprocessing_comes_before_everything_else(clean: ParityReport) -> None:
     failed = msgspec.structs.replace(clean.entries[0], error="broken")
-    assert blame(clean.entries, (GOOD, BAD)) == "preprocessing"
-    assert blame((failed, *clean.entries), (BAD,)) == "preprocessing"
+    assert failing_stage(clean.entries, (GOOD, BAD)) == "preprocessing"
+    assert failing_stage((failed, *clean.entries), (BAD,)) == "preprocessing"
 
 
 def test_a_run_that_broke_down_points_to_the_backend(clean: ParityReport) -> None:
     failed = msgspec.structs.replace(clean.entries[0], error="could not be opened", attribution=None)
-    assert blame((failed, *clean.entries), ()) == "backend"
+    assert failing_stage((failed, *clean.entries), ()) == "backend"
 
 
 def test_the_earliest_stage_that_diverges_is_named_whichever_artifact_comes_first(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_the_earliest_stage_that_diverges_is_named_whichever_artifact_comes_firs
     folder = write(tmp_path / "b", (FP32, FP16), recorded=recorded, trained=True)
     report = check(folder)
     failing = tuple(msgspec.structs.replace(entry, refusal="refused") for entry in report.entries)
-    assert blame(failing[::-1], ()) == "simplified"
+    assert failing_stage(failing[::-1], ()) == "simplified"
     assert report.verdict.stage is None  # the artifacts themselves are right
 
 
@@ -75,4 +75,4 @@ def test_where_no_step_diverges_the_largest_share_is_named(clean: ParityReport) 
     int8 = next(entry for entry in clean.entries if entry.artifact == "int8.cpu")
     assert int8.attribution is not None
     assert int8.attribution.diverges is None
-    assert blame((refused(int8),), ()) == int8.attribution.largest == "int8.cpu"
+    assert failing_stage((refused(int8),), ()) == int8.attribution.largest == "int8.cpu"

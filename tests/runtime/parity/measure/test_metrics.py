@@ -98,7 +98,7 @@ def test_the_figures_do_not_depend_on_how_the_images_were_batched(
     offset=st.sampled_from([0.0, 10.0, 1e4]),
     batch=st.integers(1, 7),
 )
-def test_the_streamed_centred_cosine_equals_the_two_pass_one_even_under_a_huge_mean(
+def test_the_streamed_centered_cosine_equals_the_two_pass_one_even_under_a_huge_mean(
     images: int, classes: int, seed: int, offset: float, batch: int
 ) -> None:
     b, a = pair(images, classes, offset=offset, seed=seed)
@@ -109,7 +109,7 @@ def test_the_streamed_centred_cosine_equals_the_two_pass_one_even_under_a_huge_m
     assert found == pytest.approx(expected, abs=1e-11)
 
 
-def test_the_centred_cosine_sees_what_the_plain_one_does_not() -> None:
+def test_the_centered_cosine_sees_what_the_plain_one_does_not() -> None:
     draw = np.random.default_rng(0)
     shared = 100 * draw.normal(size=10)
     b = shared + draw.normal(size=(64, 10))
@@ -121,7 +121,7 @@ def test_the_centred_cosine_sees_what_the_plain_one_does_not() -> None:
     assert abs(found.centered_cosine) < 0.3
 
 
-def test_a_constant_shift_of_the_candidate_lowers_the_centred_cosine() -> None:
+def test_a_constant_shift_of_the_candidate_lowers_the_centered_cosine() -> None:
     b, _ = pair(64, 10)
     found = Metrics.of(b, b + 1).result()
     mean = b.mean(axis=0, dtype=np.float64)
@@ -141,7 +141,7 @@ def test_identical_logits_have_no_error_and_no_ratio_to_it() -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 3])
-def test_a_reference_that_never_varies_has_no_centred_cosine(batches: int) -> None:
+def test_a_reference_that_never_varies_has_no_centered_cosine(batches: int) -> None:
     row = np.float32([0.1, 29.3, -7.7])
     b = np.tile(row, (9, 1))
     a = b + np.random.default_rng(0).normal(size=b.shape).astype(np.float32)
