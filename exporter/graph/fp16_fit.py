@@ -61,10 +61,9 @@ def misfits(model: onnx.ModelProto, ranges: Mapping[str, Span]) -> dict[str, str
     return found
 
 
-def scale_fits(scale: onnx.TensorProto) -> bool:
+def scale_fits(scale: NDArray[np.float32]) -> bool:
     """Say whether every scale of a quantized tensor is a normal fp16 number, and so is what it dequantizes to."""
-    values = numpy_helper.to_array(scale)
-    return bool(values.min() >= SMALLEST_NORMAL and values.max() <= LARGEST_SCALE)
+    return bool(scale.min() >= SMALLEST_NORMAL and scale.max() <= LARGEST_SCALE)
 
 
 def _reasons(
@@ -87,9 +86,8 @@ def _reasons(
             if fault := _weight_fault(numpy_helper.to_array(constants[name])):
                 yield f"its constant {name!r} {fault}"
         elif name in dequantizers:
-            tensor = constants[dequantizers[name].input[1]]
-            if not scale_fits(tensor):
-                scale = numpy_helper.to_array(tensor)
+            scale = numpy_helper.to_array(constants[dequantizers[name].input[1]])
+            if not scale_fits(scale):
                 yield (
                     f"the scales of its input {name!r} go from {scale.min():.3g} to {scale.max():.3g}; "
                     f"fp16 takes {SMALLEST_NORMAL:.3g} to {LARGEST_SCALE:.0f}"

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from torch import nn
 
-from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.export import ExportedGraph, simplify, to_onnx
 from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
-from resnet_export.exporter.graph.stage_check import Reference, check_stage
+from resnet_export.exporter.graph.stage_check import Reference, check_stage, record_reference
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.parity.measure.metrics import relative_error
@@ -236,3 +238,62 @@ def test_any_set_of_tensors_can_stay_in_fp32(too_large: set[str], seed: int) -> 
         assert typed.excluded == ()
     batch = np.random.default_rng(seed).normal(size=(3, 4, 8, 8)).astype(np.float32)
     assert relative_error(run(typed.graph, batch), run(graph, batch)) < 5e-3
+
+
+class TestFurtherOutputs:
+    """A network that returns more than its logits: an embedding that the classifier reads, and probabilities."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            embedding = torch.relu(self.conv(x)).mean((2, 3))
+            logits = self.fc(embedding)
+            return {"logits": logits, "embedding": embedding, "probabilities": logits.softmax(1)}
+
+    def test_pass_through_every_step_and_are_compared_after_each(self) -> None:
+        torch.manual_seed(0)
+        network = self.Wide().eval()
+        images = np.random.default_rng(0).normal(size=(6, 3, 16, 16)).astype(np.float32)
+        reference = record_reference(network, images)
+        graph, _ = to_onnx(network, image_size=16, batch=BATCH, reference=reference)
+        graph = simplify(graph)
+        assert [output.name for output in graph.model.graph.output] == [
+            "logits",
+            "embedding",
+            "probabilities",
+        ]
+        check_stage(graph.model, reference, step="simplified", batch=BATCH)
+        typed = to_fp16(graph, scan_ranges(graph, [images]))
+        onnx.checker.check_model(typed.graph.model, full_check=True)
+        assert {output.type.tensor_type.elem_type for output in typed.graph.model.graph.output} == {FLOAT}
+        assert [node.op_type for node in typed.graph.model.graph.node].count(
+            "Cast"
+        ) == 4  # the input, three outputs
+        check_stage(typed.graph.model, reference, step="fp16", batch=BATCH, limit=5e-3)
+
+    @pytest.mark.parametrize("name", ["embedding", "probabilities"])
+    def test_that_differ_are_named(self, name: str) -> None:
+        torch.manual_seed(0)
+        network = self.Wide().eval()
+        images = np.random.default_rng(0).normal(size=(6, 3, 16, 16)).astype(np.float32)
+        reference = record_reference(network, images)
+        graph, _ = to_onnx(network, image_size=16, batch=BATCH, reference=reference)
+        off = {**reference.outputs, name: reference.outputs[name] * np.float32(1.01)}
+        with pytest.raises(ExportError, match=f"is allowed for '{name}'"):
+            check_stage(graph.model, Reference(images, off), step="test", batch=BATCH)
+
+    @pytest.mark.parametrize("wrong", ["a tuple", "no logits", "a vector"])
+    def test_of_another_form_are_refused_in_one_sentence(self, wrong: str) -> None:
+        class Wrong(nn.Module):
+            def forward(self, x: torch.Tensor) -> object:
+                scores = x.mean((2, 3))
+                return {"a tuple": (scores,), "no logits": {"scores": scores}, "a vector": scores[:, 0]}[
+                    wrong
+                ]
+
+        with pytest.raises(ExportError, match=r"expected logits \[N, classes\]"):
+            record_reference(Wrong().eval(), np.zeros((2, 3, 8, 8), np.float32))
