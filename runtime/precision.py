@@ -46,6 +46,7 @@ class PrecisionSpec:
         onnx_type: the name of the TensorProto data type of its activations.
         weight_bytes: what one weight takes in its graphs.
         graphs: how many graphs an export makes in it.
+        needs: what a request for it has to have besides, as a clause for help texts.
         tolerance: the limits of its artifacts. Each number was derived by experiment, with a stated distance from the
             worst clean result: `docs/tolerances.md` says how, and how to repeat it.
         light, dark: the color that charts draw it in, on light and on dark ground.
@@ -55,6 +56,7 @@ class PrecisionSpec:
     onnx_type: Literal["FLOAT", "FLOAT16", "BFLOAT16", "INT8"]
     weight_bytes: int
     graphs: int = 1
+    needs: str = ""
     tolerance: Tolerance
     light: str
     dark: str
@@ -93,6 +95,7 @@ _ROWS = (
         onnx_type="INT8",
         weight_bytes=1,
         graphs=2,
+        needs="; needs --calib or --calib-table",
         # Clean: 1.1e-2 and 1 − 6e-5. A fault that costs 1 % of the predictions starts at 0.12 and 1 − 8e-3.
         tolerance=Tolerance(relative_error=0.1, centered_cosine=0.995, top1_agreement=0.95),
         light="#b35300",

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from resnet_export.exporter.cli.export_options import specs
 from resnet_export.exporter.cli.progress import progress_bar
 from resnet_export.exporter.request import check_request
-from resnet_export.exporter.spec import ExportSpec, ModelSpec
-from resnet_export.runtime.bundle.manifest import BatchRange
 
 if TYPE_CHECKING:
     from resnet_export.calibration.data.photos import Photos
@@ -21,72 +20,9 @@ if TYPE_CHECKING:
     from resnet_export.exporter.pipeline import Export, Job
 
 
-def run(
-    *,
-    depth: str | None,
-    arch: str | None,
-    weights: str | None,
-    num_classes: int | None,
-    labels: Path | None,
-    image_size: int,
-    resize: int | None,
-    interpolation: Any,
-    mean: Any,
-    std: Any,
-    batch: BatchRange,
-    fp16: bool,
-    int8: bool,
-    calib: Path | None,
-    calib_count: int,
-    calib_method: Any,
-    calib_table: Path | None,
-    max_drop: float | None,
-    exclude: Any,
-    equalize: bool,
-    correct_bias: bool,
-    round_weights: bool,
-    input_kind: Any,
-    engine: Any,
-    gpu: tuple[str, ...],
-    out: Path | None,
-    force: bool,
-    seed: int,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def run(*, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Export, print the parity table, and exit with 1 when something is outside its tolerance."""
-    model = ModelSpec(
-        depth=None if depth is None else int(depth),
-        arch=arch,
-        weights=weights,
-        num_classes=num_classes,
-        labels=labels,
-        image_size=image_size,
-        resize=resize,
-        interpolation=interpolation,
-        mean=mean,
-        std=std,
-        seed=seed,
-    )
-    spec = ExportSpec(
-        fp16=fp16,
-        int8=int8,
-        input=input_kind,
-        batch=batch,
-        calib=calib,
-        calib_count=calib_count,
-        calib_method=calib_method,
-        calib_table=calib_table,
-        max_drop=max_drop,
-        exclude=exclude,
-        equalize=equalize,
-        correct_bias=correct_bias,
-        round_weights=round_weights,
-        engine=engine,
-        gpu=gpu,
-        force=force,
-    )
+    model, spec = specs(options)
     # Before the imports that would fail for what is missing, in words that help nobody.
     check_request(model, spec)
     from resnet_export.exporter.pipeline import REPORT, export, load_photos, prepare

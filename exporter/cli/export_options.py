@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
+from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.runtime.precision import PRECISIONS, Precision
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -69,150 +72,164 @@ def _layers(_: click.Context, __: click.Parameter, value: str) -> str | tuple[st
     return value if value in ("auto", "none") else tuple(name.strip() for name in value.split(","))
 
 
+_SPECS = (ModelSpec, ExportSpec)
+_FIELDS = {field.name: field for spec in _SPECS for field in fields(spec)}
+_HINTS = {name: hint for spec in _SPECS for name, hint in get_type_hints(spec).items()}
+
+
+def _spec(name: str, **attributes: Any) -> Callable[[Command], Command]:
+    """Return the option of a field of a spec, which gives the flag, the default and the choices."""
+    field = _FIELDS[name]
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    flag = "--" + name.replace("_", "-")
+    if default is True:
+        flag += f"/--no-{flag[2:]}"
+    elif default is False:
+        attributes["is_flag"] = True
+    elif default not in (None, ()):
+        attributes["show_default"] = True
+    if isinstance(default, BatchRange):
+        default = f"{default.min},{default.opt},{default.max}"
+    choices = [hint for hint in (_HINTS[name], *get_args(_HINTS[name])) if get_origin(hint) is Literal]
+    if choices and "type" not in attributes and "callback" not in attributes:
+        attributes["type"] = click.Choice(get_args(choices[0]))
+    return click.option(flag, name, default=default, **attributes)
+
+
+def specs(options: dict[str, Any]) -> tuple[ModelSpec, ExportSpec]:
+    """Return the specs that the values of the options make, by name."""
+    model, export = ({field.name: options[field.name] for field in fields(spec)} for spec in _SPECS)
+    return ModelSpec(**model), ExportSpec(**export)
+
+
+def _precision_flags() -> list[Callable[[Command], Command]]:
+    """Return a flag for each precision that an export can be asked for."""
+    rows = (PRECISIONS[precision] for precision in Precision if precision in _FIELDS)
+    return [
+        _spec(
+            row.precision, help=f"Add the {row.precision} artifact{'s' if row.graphs > 1 else ''}{row.needs}."
+        )
+        for row in rows
+    ]
+
+
 OPTIONS = [
-    click.option("--depth", type=click.Choice(["18", "34", "50", "101", "152"]), help="Depth of the ResNet."),
-    click.option("--arch", metavar="NAME", help="Architecture by name; see `resnet-export models`."),
-    click.option(
-        "--weights",
+    _spec("depth", type=click.Choice([18, 34, 50, 101, 152]), help="Depth of the ResNet."),
+    _spec("arch", metavar="NAME", help="Architecture by name; see `resnet-export models`."),
+    _spec(
+        "weights",
         metavar="FILE",
         help="Checkpoint (.pth, .pt, .safetensors), or `imagenet`, or a torchvision weight name. "
         "Without it the network is untrained.",
     ),
-    click.option(
-        "--num-classes",
+    _spec(
+        "num_classes",
         type=click.IntRange(min=1),
         help="Number of classes.  [default: the checkpoint's, 1000]",
     ),
-    click.option(
-        "--labels",
+    _spec(
+        "labels",
         type=click.Path(path_type=Path),
         help="Text file, one label a line.  [default: ImageNet's for 1000]",
     ),
-    click.option(
-        "--image-size",
+    _spec(
+        "image_size",
         type=click.IntRange(min=32),
-        default=224,
-        show_default=True,
         help="Side of the input, pixels.",
     ),
-    click.option(
-        "--resize",
+    _spec(
+        "resize",
         type=click.IntRange(min=1),
         metavar="PX",
         help="What an image's shorter side is resized to before the crop.  [default: 256 to a crop of 224, in that "
         "ratio, or what published weights were evaluated with]",
     ),
-    click.option(
-        "--interpolation",
-        type=click.Choice(["bilinear", "bicubic"]),
+    _spec(
+        "interpolation",
         help="Filter of the resizing.  [default: bilinear]",
     ),
-    click.option(
-        "--mean", type=ChannelTriple(), metavar="R,G,B", help="Mean of the channels.  [default: ImageNet's]"
-    ),
-    click.option(
-        "--std",
+    _spec("mean", type=ChannelTriple(), metavar="R,G,B", help="Mean of the channels.  [default: ImageNet's]"),
+    _spec(
+        "std",
         type=ChannelTriple(),
         metavar="R,G,B",
         help="Standard deviation of the channels.  [default: ImageNet's]",
     ),
-    click.option(
-        "--batch",
+    _spec(
+        "batch",
         type=BatchRangeType(),
-        default="1,8,32",
-        show_default=True,
         help="Batch sizes to check and build for.",
     ),
-    click.option("--fp16", is_flag=True, help="Add the fp16 artifact."),
-    click.option("--int8", is_flag=True, help="Add the INT8 artifacts; needs --calib or --calib-table."),
-    click.option(
-        "--calib",
+    *_precision_flags(),
+    _spec(
+        "calib",
         type=click.Path(path_type=Path),
         metavar="DIR|FILE",
         help="Images for calibration, range scans and golden outputs.",
     ),
-    click.option(
-        "--calib-count",
+    _spec(
+        "calib_count",
         type=click.IntRange(min=2),
-        default=256,
-        show_default=True,
         help="Images to draw from --calib.",
     ),
-    click.option(
-        "--calib-method",
-        type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
-        default="auto",
-        show_default=True,
+    _spec(
+        "calib_method",
         help="How INT8 ranges are clipped; `auto` takes what comes closest on held-out images.",
     ),
-    click.option(
-        "--calib-table",
+    _spec(
+        "calib_table",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="Use the ranges of `resnet-export calibrate` instead of calibrating.",
     ),
-    click.option(
-        "--max-drop",
+    _spec(
+        "max_drop",
         type=click.FloatRange(0, 100),
         metavar="PP",
-        help="Accuracy (without labels, agreement) that INT8 may lose on --calib, in percentage points: "
-        "layers are kept in fp16 until it holds.",
+        help="Top-1 accuracy (without labels, top-1 agreement) that INT8 may lose on --calib, in percentage points: "
+        "layers are excluded from INT8 until it holds.",
     ),
-    click.option(
-        "--exclude",
+    _spec(
+        "exclude",
         metavar="auto|none|LAYER,…",
-        default="auto",
-        show_default=True,
         callback=_layers,
-        help="Layers that INT8 leaves alone.",
+        help="Layers to exclude from INT8 (mixed precision).",
     ),
-    click.option(
-        "--equalize/--no-equalize",
-        default=True,
-        help="Give channels the scale at which INT8 loses least.  [default: yes]",
+    _spec(
+        "equalize",
+        help="Cross-layer equalization of channels before INT8.  [default: yes]",
     ),
-    click.option(
-        "--correct-bias/--no-correct-bias",
-        default=True,
-        help="Take away what INT8 weights do to the mean of each channel.  [default: yes]",
+    _spec(
+        "correct_bias",
+        help="Bias correction of INT8 layers.  [default: yes]",
     ),
-    click.option(
-        "--round-weights/--no-round-weights",
-        default=True,
-        help="Round INT8 weights so that their errors cancel.  [default: yes]",
+    _spec(
+        "round_weights",
+        help="GPTQ-style rounding of INT8 weights.  [default: yes]",
     ),
-    click.option(
-        "--input",
-        "input_kind",
-        type=click.Choice(["float32", "uint8"]),
-        default="float32",
-        show_default=True,
+    _spec(
+        "input",
         help="Input tensor: normalized NCHW float32, or raw RGB NHWC uint8.",
     ),
-    click.option(
-        "--engine",
-        type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "none"]),
-        default="auto",
-        show_default=True,
+    _spec(
+        "engine",
         help="Engines to build: whatever this host can, one variant, or none.",
     ),
-    click.option(
-        "--gpu",
+    _spec(
+        "gpu",
         type=CommaList(),
-        default=(),
         metavar="sm86,sm89,…",
         help="GPUs to build engines for.  [default: this host's; every RTX GPU from Ampere on]",
     ),
     click.option(
+        "-o",
         "--out",
         type=click.Path(path_type=Path),
         metavar="DIR",
         help="Bundle to write.  [default: ./ARCHITECTURE]",
     ),
-    click.option("--force", is_flag=True, help="Replace an existing bundle."),
-    click.option(
-        "--seed", type=int, default=0, show_default=True, help="Seed of untrained weights and sampling."
-    ),
+    _spec("force", help="Replace an existing bundle."),
+    _spec("seed", type=int, help="Seed of untrained weights and sampling."),
     click.option(
         "--dry-run", is_flag=True, help="Check the request and say what would be written; write nothing."
     ),

@@ -70,7 +70,7 @@ def _print_version(context: click.Context, _: click.Parameter, value: bool) -> N
 @debug_option
 @click.pass_context
 def cli(context: click.Context, /, **options: Any) -> None:
-    """Export a ResNet to ONNX and TensorRT, with the evidence that nothing was lost.
+    """Export a ResNet to ONNX and TensorRT, with verified numerical parity.
 
     Without a command, export: resnet-export --depth 50 --fp16
     """
@@ -84,7 +84,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
         run(**options)
     elif given:
-        flag = "--" + given[0].replace("_", "-")
+        flag = next(option.opts[-1] for option in context.command.params if option.name == given[0])
         raise click.UsageError(
             f"{flag} is an option of the export and has no meaning for {context.invoked_subcommand!r}; "
             f"give it after the command's name if the command has it, or leave it out"
