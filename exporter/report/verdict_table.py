@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from resnet_export.exporter.report.charts.svg import scientific
 from resnet_export.runtime.parity.criteria.criterion import Criterion
-from resnet_export.runtime.parity.criteria.table import bound, title, value
+from resnet_export.runtime.parity.criteria.table import bound, question, title, value
 from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
 
 COLUMNS = (
@@ -32,10 +32,11 @@ class RunRow:
 
 @dataclass(frozen=True)
 class CriterionRow:
-    """One limit: on which images, what was found, what was expected."""
+    """One limit: what it asks, on which images, what was found, what was expected."""
 
     images: str
     name: str
+    question: str
     value: str
     limit: str
     passed: bool
@@ -122,6 +123,7 @@ def _row(criterion: Criterion, images: str) -> CriterionRow:
     return CriterionRow(
         images=images,
         name=title(criterion),
+        question=question(criterion),
         value=value(criterion),
         limit=bound(criterion),
         passed=criterion.passed,

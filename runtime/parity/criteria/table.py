@@ -180,6 +180,12 @@ def title(criterion: Criterion) -> str:
     return criterion.name.replace("_", " ") if row is None else row.title
 
 
+def question(criterion: Criterion) -> str:
+    """Return what the criterion answers, "" for one that has no row."""
+    row = CRITERIA.get(criterion.name)
+    return "" if row is None else row.question
+
+
 def value(criterion: Criterion) -> str:
     """Return the value as "0.9312", "93.1 %" or "undefined"."""
     if criterion.value is None:

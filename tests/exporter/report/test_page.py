@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from resnet_export.exporter.report.flipped_images import SIDE as THUMBNAIL
 from resnet_export.exporter.report.page import command
 from resnet_export.exporter.report.report_data import SHOWN, flipped
 from resnet_export.runtime.errors import BundleError
-from resnet_export.runtime.parity.criteria.table import bound, title
+from resnet_export.runtime.parity.criteria.table import CRITERIA, bound, title
 from resnet_export.runtime.parity.measure.comparison import compare
 from resnet_export.runtime.parity.report.schema import Check, ParityReport, decode_report, encode_report
 from tests.parity_bundle import graph, write
@@ -154,6 +155,7 @@ def test_every_criterion_stands_with_its_limit(report: ParityReport, page: bytes
             for criterion in check.criteria:
                 assert bound(criterion) in text
                 assert f"{title(criterion)} on {check.images}" in text
+                assert f'title="{CRITERIA[criterion.name].question}"' in unescape(page.decode())
                 assert " ".join(criterion.detail.split()) in text
 
 
