@@ -270,7 +270,7 @@ def _matches_recorded(evidence: Evidence) -> Found | None:
     if evidence.reproduction is None:
         return None
     error, own, limit = evidence.reproduction
-    detail = f"‖a−r‖/‖b‖ from the recorded logits r of the artifact, whose local error is {own:.2g}"
+    detail = f"‖a−r‖/‖b‖ from the recorded logits r of the artifact, whose relative error is {own:.2g}"
     return Found(error, limit, detail)
 
 

@@ -44,7 +44,7 @@ _COARSENESS = tuple(PRECISIONS)
 NEAR_TIE_SIGMAS = 2.0
 
 _OTHER_ROUNDING = 3.0
-"""Times an int8 artifact's local error that a backend may be from its recorded logits."""
+"""How many times an int8 artifact's relative error a backend may be from its recorded logits."""
 
 Error = Annotated[float, msgspec.Meta(ge=0)]
 Cosine = Annotated[float, msgspec.Meta(ge=-1, le=1)]

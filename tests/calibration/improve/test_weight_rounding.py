@@ -1,4 +1,4 @@
-"""Rounding that compensates its local error, and bias correction, against what they are meant to minimize."""
+"""GPTQ-style weight rounding, and bias correction, against what they are meant to minimize."""
 
 from __future__ import annotations
 
