@@ -25,6 +25,7 @@ from resnet_export.calibration.data.image_sources import Classes, Kind, Listing,
 from resnet_export.runtime import preprocess
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import DatasetError, ImageError
+from resnet_export.runtime.parity.measure.comparison import Batch
 from resnet_export.runtime.progress import Progress, silent
 
 __all__ = [
@@ -49,15 +50,6 @@ with content (one camera, one class), what remains is no longer a fair sample.
 
 class DatasetWarning(UserWarning):
     """A data set is used, but not all of it, or not as its owner may think: the message says what and why."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """`images` uint8 [n, crop, crop, 3], RGB; `labels` int64 [n] or None; `names` for messages."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)

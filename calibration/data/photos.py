@@ -157,7 +157,7 @@ def load_photos(
     for batch in progress(dataset.batches(1), "Reading images", len(dataset)):
         images[len(names)] = batch.images[0]
         names += batch.names
-        labels += [] if batch.labels is None else [batch.labels]
+        labels += [] if batch.labels is None else [np.asarray(batch.labels, np.int64)]
     images = images[: len(names)]
     images.flags.writeable = False
     return Photos(

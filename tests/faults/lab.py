@@ -253,7 +253,7 @@ class Lab:
         np.savez(file, images=self.images[:count], labels=labels[:count])
         manifest = read_manifest(case.bundle)
         dataset = open_dataset(file, preprocessing=manifest.preprocessing, num_classes=len(manifest.labels))
-        return (Batch(batch.images, batch.labels, batch.names) for batch in dataset.batches(BATCH))
+        return iter(dataset.batches(BATCH))
 
 
 def logits(model: onnx.ModelProto, inputs: NDArray[Any]) -> Logits:

@@ -46,7 +46,7 @@ class ImageBatch(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """The plainest `ImageBatch`."""
+    """The plainest `ImageBatch`. A data set yields crops, uint8 [N, H, W, 3] RGB, and labels int64 [N]."""
 
     images: Any
     labels: ArrayLike | None = None
