@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.export_options import CommaList
 from resnet_export.exporter.cli.output import check_outside
 from resnet_export.exporter.cli.progress import progress_bar
-from resnet_export.exporter.engine.build import add_engines
-from resnet_export.exporter.engine.options import BuildOptions
+from resnet_export.runtime.errors import DependencyError
 from resnet_export.runtime.select.host import probe
 
 
@@ -25,7 +25,13 @@ from resnet_export.runtime.select.host import probe
     show_default=True,
     help="Variant to build with: whatever this host can, or one.",
 )
-@click.option("--gpu", type=CommaList(), default=(), metavar="sm86,sm89,…", help="GPUs to build for.")
+@click.option(
+    "--gpu",
+    type=CommaList(),
+    default=(),
+    metavar="GPU,…",
+    help="GPUs to build for: sm86, 8.6, or a name, such as 'RTX 3090'.",
+)
 @click.option(
     "--workspace", "workspace_mib", type=click.IntRange(min=1), metavar="MIB", help="Limit of scratch memory."
 )
@@ -35,14 +41,21 @@ from resnet_export.runtime.select.host import probe
     type=click.Choice(["none", "same_compute_capability", "ampere+"]),
     default="none",
     show_default=True,
-    help="Other GPUs that the engine shall run on (classic).",
+    help="Other GPUs that the engine runs on (standard TensorRT).",
 )
-@click.option("--version-compatible", is_flag=True, help="Run on later minor versions as well (classic).")
-@click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine (classic).")
-@click.option("--refit", is_flag=True, help="Allow the weights to be replaced (classic).")
-@click.option("--sparse", is_flag=True, help="Use 2:4 sparsity where the weights have it (classic).")
+@click.option("--version-compatible", is_flag=True, help="Run on later versions as well (standard TensorRT).")
 @click.option(
-    "--dla-core", type=click.IntRange(min=0), metavar="N", help="Run on this DLA core (classic, Jetson)."
+    "--strip-weights", is_flag=True, help="Leave the weights out of the engine (standard TensorRT)."
+)
+@click.option("--refit", is_flag=True, help="Allow the weights to be replaced (standard TensorRT).")
+@click.option(
+    "--sparse", is_flag=True, help="Use 2:4 sparsity where the weights have it (standard TensorRT)."
+)
+@click.option(
+    "--dla-core",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Run on this DLA core (standard TensorRT, Jetson).",
 )
 @click.option(
     "--log-folder", type=click.Path(path_type=Path, file_okay=False), help="Keep TensorRT's messages here."
@@ -54,8 +67,15 @@ def command(
 ) -> None:
     """Build engines from BUNDLE's typed ONNX graphs and add them to it, in one step.
 
-    An option that the variant cannot honour is refused. Interrupted, the bundle stays as it was.
-    """
+    Needs onnx and a builder: pip install 'resnet-export[build,tensorrt-rtx]', or [build,tensorrt] on a device; never
+    torch. An option that the variant cannot honor is refused. What cannot be built here is a note with the way to
+    get it, and an error only where nothing could be built. Interrupted, the bundle stays as it was.
+    """  # fmt: skip
+    if find_spec("onnx") is None:
+        raise DependencyError("onnx is not installed; run: pip install 'resnet-export[build]'")
+    from resnet_export.exporter.engine.build import add_engines
+    from resnet_export.exporter.engine.options import BuildOptions
+
     if log_folder is not None:
         check_outside("--log-folder", log_folder, "BUNDLE", bundle)
         log_folder.mkdir(parents=True, exist_ok=True)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from resnet_export.calibration.data.dataset import open_dataset
-from resnet_export.calibration.data.photos import check_for_calibration, load_photos
-from resnet_export.calibration.observe.calibrate import calibrate
-from resnet_export.calibration.observe.graph_source import read_source
-from resnet_export.calibration.observe.table import encode_table
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.output import check_outputs, write_output
 from resnet_export.exporter.cli.progress import progress_bar
-
-_BATCH = 8
+from resnet_export.runtime.errors import DependencyError
 
 
 @click.command(name="calibrate")
@@ -56,6 +51,17 @@ def command(
     The graph is that of a BUNDLE or an ONNX file that resnet-export wrote. The table does not depend on the
     target, and fits any export of the same network with the same kind of input.
     """  # fmt: skip
+    if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
+        raise DependencyError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; "
+            "run: pip install 'resnet-export[build,cpu]'"
+        )
+    from resnet_export.calibration.data.dataset import open_dataset
+    from resnet_export.calibration.data.photos import check_for_calibration, load_photos
+    from resnet_export.calibration.observe.calibrate import calibrate
+    from resnet_export.calibration.observe.graph_source import read_source
+    from resnet_export.calibration.observe.table import encode_table
+
     check_outputs({"--out": out}, {"BUNDLE|ONNX": source, "--calib": calib})
     graph = read_source(source)
     dataset = open_dataset(calib, preprocessing=graph.preprocessing, limit=calib_count, seed=seed)

@@ -13,10 +13,10 @@ from resnet_export.exporter.engine.builder import build_engine, engine_artifact
 from resnet_export.exporter.engine.options import BuildOptions
 from resnet_export.exporter.engine.targets import EnginePlan, PlannedBuild, plan_engines, sm
 from resnet_export.exporter.spec import EngineChoice
-from resnet_export.runtime.bundle.engine_header import TITLES
+from resnet_export.runtime.bundle.engine_header import TITLES, parse_version
 from resnet_export.runtime.bundle.layer_report import LayerReport, encode_report
 from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, read_file, read_manifest
-from resnet_export.runtime.errors import ResnetExportError
+from resnet_export.runtime.errors import DependencyError, ExportError, ResnetExportError
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress, silent
 from resnet_export.runtime.select.host import HostFacts
@@ -48,7 +48,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Engines:
-    """What came of an `EnginePlan`: the engines, the plan's notes, and the builds that failed."""
+    """What came of an `EnginePlan`: the engines, a note for each GPU without one, and the builds that failed."""
 
     built: tuple[BuiltEngine, ...]
     notes: tuple[str, ...] = ()
@@ -86,22 +86,34 @@ def compile_engines(
     """Build every engine of `plan` from every ONNX artifact of `sources` (the artifact and its bytes).
 
     `timing_cache` is used by standard TensorRT only; `log_folder` gets one file with TensorRT's messages per
-    build. A build that fails is in the result and costs none of the others: whatever `build_engine` raises on
-    purpose ends here, and the caller decides what that means.
+    build. A build that fails, in whatever way, is in the result and costs none of the others; the caller decides
+    what that means. Where a graph cannot be built for all GPUs of a build, those of the lowest compute capability
+    go first (bfloat16 needs 8.0), with a note.
     """
     built: list[BuiltEngine] = []
+    notes = list(plan.notes)
     failures: list[Failure] = []
     pairs = tuple(sources)
     for build in plan.builds:
         for source, model in pairs:
-            try:
-                built.append(
-                    _compile(source, model, batch, build, options, timing_cache, log_folder, progress)
-                )
-            except ResnetExportError as error:
-                sentence = f"no {TITLES[build.variant]} engine was built from {source.name!r}: {error}"
-                failures.append(Failure(sentence, error))
-    return Engines(tuple(built), plan.notes, tuple(failures))
+            first: Failure | None = None
+            targets = sorted(build.targets, key=parse_version)
+            for start in range(len(targets)):
+                part = PlannedBuild(build.variant, tuple(targets[start:]))
+                try:
+                    built.append(
+                        _compile(source, model, batch, part, options, timing_cache, log_folder, progress)
+                    )
+                    break
+                except Exception as error:  # noqa: BLE001 - a library of NVIDIA's, in whatever version
+                    first = first or _failure(build, source, error)
+            else:
+                failures += [first] if first else []
+                continue
+            if first is not None:
+                left_out = ", ".join(map(sm, targets[:start]))
+                notes.append(f"no engine for {left_out} was built from {source.name!r}: {first.error}")
+    return Engines(tuple(built), tuple(notes), tuple(failures))
 
 
 def add_engines(
@@ -118,12 +130,11 @@ def add_engines(
 
     The bundle changes only when every build is done; an interrupted one leaves it as it was. An engine of
     the same name is replaced. Returns the bundle and the notes on what was not built. Raises what
-    `plan_engines`, `read_manifest`, `read_file`, `build_engine` and `add_artifacts` raise.
+    `plan_engines`, `read_manifest`, `read_file` and `add_artifacts` raise, and where nothing could be built what
+    `build_engine` raised, or a DependencyError with the notes.
     """
     plan = plan_engines(engine, gpu, host)
     manifest = read_manifest(bundle)
-    if not plan.builds:
-        return Bundle(bundle, manifest), plan.notes
     sources = engine_sources(manifest.artifacts)
     engines = compile_engines(
         ((source, read_file(bundle, source.file, source.sha256)) for source in sources),
@@ -134,13 +145,21 @@ def add_engines(
         log_folder=log_folder,
         progress=progress,
     )
-    if plan.required and engines.failures:
-        raise engines.failures[0].error
     if not engines.built:
-        return Bundle(bundle, manifest), engines.remarks
+        if len({str(failure.error) for failure in engines.failures}) == 1:
+            raise engines.failures[0].error
+        raise (ExportError if engines.failures else DependencyError)("; ".join(engines.remarks))
     files = {name: data for item in engines.built for name, data in item.files().items()}
     added = add_artifacts(bundle, [(item.artifact, item.plan) for item in engines.built], files)
     return added, engines.remarks
+
+
+def _failure(build: PlannedBuild, source: Artifact, error: Exception) -> Failure:
+    if not isinstance(error, ResnetExportError):
+        known = ExportError(f"the builder broke down ({type(error).__name__}: {error})")
+        known.__cause__ = error
+        error = known
+    return Failure(f"no {TITLES[build.variant]} engine was built from {source.name!r}: {error}", error)
 
 
 def _compile(

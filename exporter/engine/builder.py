@@ -29,8 +29,8 @@ from resnet_export.runtime.backends.tensorrt_library import (
     readable,
 )
 from resnet_export.runtime.bundle.atomic_write import write_file
-from resnet_export.runtime.bundle.engine_header import TITLES, Variant, check_header, read_header
-from resnet_export.runtime.bundle.layer_report import LayerReport
+from resnet_export.runtime.bundle.engine_header import TITLES, Variant, check_header
+from resnet_export.runtime.bundle.layer_report import LayerInfo, LayerReport
 from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, EngineInfo, ExcludedLayer
 from resnet_export.runtime.errors import ExportError, RequestError
 from resnet_export.runtime.precision import Precision
@@ -65,12 +65,12 @@ def build_engine(
     Args:
         model: the bytes of the ONNX artifact: one input [N, ...] with a dynamic batch axis.
         variant: the library to build with; it must be installed.
-        targets: compute capabilities ("8.6"): any that TensorRT for RTX serves, on any machine; for classic
-            TensorRT the one of this host's first GPU (see `variants.plan_engines`).
+        targets: compute capabilities ("8.6"): any that TensorRT for RTX serves, on any machine; for standard
+            TensorRT the one of this host's first GPU (see `plan_engines`).
         profiles: batch ranges; the engine is tuned for each one's `opt`.
         precision: that of the artifact, which the report compares the layers with.
         source: the name of the ONNX artifact, for the manifest.
-        kept: the layers that the graph leaves in a higher precision, with the reasons.
+        excluded: the layers that the graph leaves in a higher precision, with the reasons.
         options: see `BuildOptions`.
         log_file: where to write everything TensorRT says, whether or not the build succeeds.
         progress: shows the build; Ctrl-C cancels it and arrives as KeyboardInterrupt.
@@ -106,10 +106,7 @@ def build_engine(
             data = bytes(memoryview(plan))
             if options.timing_cache is not None:
                 _write_timing_cache(config, options.timing_cache)
-            if variant == "tensorrt":  # there is a GPU to load the engine, or it could not have been built
-                layers = parse_inspector(_inspect(library, data, options, messages))
-            else:
-                layers = parse_build_log(message.text for message in messages)
+            layers, undescribed = _describe(library, variant, data, options, messages)
         finally:
             if log_file is not None:
                 write_log(messages, log_file)
@@ -123,7 +120,7 @@ def build_engine(
         options=options.given(),
         build_seconds=round(seconds, 3),
     )
-    check_header(read_header(data), info)
+    check_header(data, info)
     report = make_report(
         layers,
         nodes,
@@ -131,6 +128,7 @@ def build_engine(
         asked=precision,
         excluded=excluded,
         builder=f"{TITLES[variant]} {library.__version__}",
+        undescribed=undescribed,
     )
     return Engine(data, info, report, tuple(messages))
 
@@ -233,6 +231,24 @@ def _set_targets(library: Any, config: Any, targets: tuple[str, ...]) -> None:
                 "builds for "
                 f"{', '.join(known).lower()}; leave it out of --gpu"
             )
+
+
+def _describe(
+    library: Any, variant: Variant, plan: bytes, options: BuildOptions, messages: list[LogMessage]
+) -> tuple[tuple[LayerInfo, ...], str | None]:
+    """Return the layers of an engine, or none and why: a description that cannot be read costs no engine."""
+    if variant == "tensorrt_rtx":
+        layers = parse_build_log(message.text for message in messages)
+        return (
+            layers,
+            None if layers else f"the build log of {library.__version__} lists no layers as known here",
+        )
+    # There is a GPU to load the engine, or it could not have been built.
+    text = _inspect(library, plan, options, messages)
+    try:
+        return parse_inspector(text), None
+    except ExportError as error:
+        return (), str(error)
 
 
 def _inspect(library: Any, plan: bytes, options: BuildOptions, messages: list[LogMessage]) -> str:

@@ -17,7 +17,7 @@ import onnx
 from resnet_export.runtime.bundle.layer_report import LayerInfo, LayerReport, Operator
 from resnet_export.runtime.bundle.manifest import ExcludedLayer
 from resnet_export.runtime.errors import ExportError
-from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.precision import PRECISIONS, Precision
 
 # The operators whose arithmetic decides how fast and how exact a ResNet is.
 OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -27,10 +27,11 @@ LOG_MARKER = "Layers:"
 # The type of kernels that TensorRT generates for pointwise operators.
 _GENERATED = "kgen"
 
-_PRECISIONS: dict[int, Precision] = {
-    onnx.TensorProto.FLOAT: Precision.FP32,
-    onnx.TensorProto.FLOAT16: Precision.FP16,
-    onnx.TensorProto.BFLOAT16: Precision.BF16,
+# The precision of floating-point weights, by their ONNX type.
+_PRECISIONS = {
+    onnx.TensorProto.DataType.Value(row.onnx_type): row.precision
+    for row in PRECISIONS.values()
+    if row.precision is not Precision.INT8
 }
 _DTYPES = {
     "float": "fp32",
@@ -64,7 +65,7 @@ class TypedNode:
 
     name: str
     op: str
-    precision: Precision
+    precision: Precision | None
 
 
 def parse_build_log(messages: Iterable[str]) -> tuple[LayerInfo, ...]:
@@ -101,13 +102,13 @@ def parse_build_log(messages: Iterable[str]) -> tuple[LayerInfo, ...]:
 def parse_inspector(text: str) -> tuple[LayerInfo, ...]:
     """Return the layers that an engine inspector lists as JSON (`LayerInformationFormat.JSON`).
 
-    An engine built without detailed profiling verbosity lists names only; its layers have no data types.
-    Raises ExportError when the text is not such a list.
+    An engine built without detailed profiling verbosity lists names only; its layers have no data types. Fields that
+    a version leaves out stay empty. Raises ExportError when the text is not such a list.
     """
     try:
         entries = msgspec.json.decode(text.encode())["Layers"]
         return tuple(_inspected(entry) for entry in entries)
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+    except (msgspec.DecodeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(
             f"the engine inspector's answer is not a list of layers ({type(error).__name__}: {error}); "
             "this version of TensorRT writes it differently"
@@ -118,7 +119,7 @@ def typed_nodes(model: onnx.ModelProto) -> tuple[TypedNode, ...]:
     """Return the convolutions and matrix products of a typed graph, in graph order, with their precision.
 
     A node computes in int8 when both its data and its weights come from a DequantizeLinear, and otherwise
-    in the floating-point type of its weights. Raises ExportError for a type that has no `Precision`.
+    in the floating-point type of its weights; None stands for a type that has no `Precision`.
     """
     producers = {output: node for node in model.graph.node for output in node.output}
     constants: dict[str, int] = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -152,13 +153,10 @@ def typed_nodes(model: onnx.ModelProto) -> tuple[TypedNode, ...]:
         if node.op_type not in OPERATORS:
             continue
         kind = element_type(node.input[1])
-        if kind not in _PRECISIONS:
-            raise ExportError(
-                f"node {node.name!r} has weights of type {onnx.TensorProto.DataType.Name(kind)}, expected "
-                "float32, float16 or bfloat16; export the graph again"
-            )
         quantized = is_quantized(node.input[0]) and is_quantized(node.input[1])
-        found.append(TypedNode(node.name, node.op_type, Precision.INT8 if quantized else _PRECISIONS[kind]))
+        found.append(
+            TypedNode(node.name, node.op_type, Precision.INT8 if quantized else _PRECISIONS.get(kind))
+        )
     return tuple(found)
 
 
@@ -170,11 +168,12 @@ def make_report(
     asked: Precision,
     excluded: tuple[ExcludedLayer, ...] = (),
     builder: str,
+    undescribed: str | None = None,
 ) -> LayerReport:
     """Match the layers of an engine with the nodes of its graph.
 
     `excluded` are the layers that the graph deliberately leaves in a higher precision; `builder` is the name
-    and version of the library, for the reasons.
+    and version of the library, for the reasons; `undescribed` says why there are no layers.
     """
     by_node: dict[str, list[LayerInfo]] = {}
     for layer in layers:
@@ -196,21 +195,25 @@ def make_report(
                 reason=reason,
             )
         )
-    return LayerReport(asked=asked, source=source, layers=layers, operators=tuple(operators))
+    return LayerReport(
+        asked=asked, source=source, layers=layers, operators=tuple(operators), undescribed=undescribed
+    )
 
 
 def _inspected(entry: Any) -> LayerInfo:
     if isinstance(entry, str):  # names only
         return LayerInfo(name=entry, type="", nodes=tuple(entry.split(" + ")), inputs=(), outputs=())
-    constants = [(tuple(tensor["Dimensions"]), _format(tensor)) for tensor in entry.get("Constants", ())]
+    constants = [
+        (tuple(tensor.get("Dimensions", ())), _format(tensor)) for tensor in entry.get("Constants", ())
+    ]
     # Layers outside the compiler backend describe their weights by type and count instead.
-    weights = entry["Weights"]["Type"] if "Weights" in entry else None
+    weights = entry["Weights"].get("Type", "") if "Weights" in entry else None
     return LayerInfo(
         name=entry["Name"],
-        type=entry["LayerType"],
+        type=entry.get("LayerType", ""),
         nodes=_onnx_nodes(entry.get("Metadata", "")) or tuple(entry["Name"].split(" + ")),
-        inputs=tuple(_dtype(_format(tensor)) for tensor in entry["Inputs"]),
-        outputs=tuple(_dtype(_format(tensor)) for tensor in entry["Outputs"]),
+        inputs=tuple(_dtype(_format(tensor)) for tensor in entry.get("Inputs", ())),
+        outputs=tuple(_dtype(_format(tensor)) for tensor in entry.get("Outputs", ())),
         weights=_weights(constants) if weights is None else _dtype(weights),
         tactic=entry.get("TacticName", ""),
     )
@@ -218,7 +221,7 @@ def _inspected(entry: Any) -> LayerInfo:
 
 def _format(tensor: Mapping[str, Any]) -> str:
     """Classic layers say "Row major Int8 format", compiled ones name the type by itself."""
-    return str(tensor["Datatype"] if "Datatype" in tensor else tensor["Format/Datatype"])
+    return str(tensor.get("Datatype") or tensor.get("Format/Datatype", ""))
 
 
 def _dtype(text: str) -> str:
@@ -268,9 +271,9 @@ def _reason(
     if engine == asked:
         return None
     if engine != node.precision:
-        return f"the graph gives it {node.precision}, {builder} decided otherwise"
+        return f"the graph gives it {node.precision or 'another type'}, {builder} decided otherwise"
     if node.name in excluded:
         return excluded[node.name]
     if asked is Precision.INT8:
         return "the graph has no QuantizeLinear and DequantizeLinear on both its data and its weights"
-    return f"the graph has its weights in {node.precision}"
+    return f"the graph has its weights in {node.precision or 'another type'}"

@@ -20,9 +20,9 @@ from resnet_export.runtime.backends.device_array import DeviceArray, view_device
 from resnet_export.runtime.backends.signature import Tensor, check_signature
 from resnet_export.runtime.backends.tensorrt_library import errors_of, load_library, make_runtime, process_log
 from resnet_export.runtime.backends.tensorrt_rtx_cache import cache_path, read_cache, write_cache
-from resnet_export.runtime.bundle.engine_header import TITLES, check_header, engine_mismatch, read_header
+from resnet_export.runtime.bundle.engine_header import TITLES, check_header, engine_mismatch
 from resnet_export.runtime.bundle.manifest import BatchRange, EngineInfo, read_artifact, read_manifest
-from resnet_export.runtime.errors import BackendError, DependencyError, RequestError
+from resnet_export.runtime.errors import BackendError, DependencyError, IntegrityError, RequestError
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import query_gpus
 
@@ -213,7 +213,7 @@ class _Kernels:
 def open_backend(request: OpenRequest) -> TensorRTBackend:
     """Open an engine. Raises IntegrityError when it is not what the manifest says, and BackendError."""
     info = _engine_info(request)
-    check_header(read_header(request.data), info)
+    check_header(request.data, info)
     if request.precision != request.artifact.precision:
         raise BackendError(
             f"the engine {request.artifact.name!r} runs in {request.artifact.precision}, not in "
@@ -252,8 +252,17 @@ def _engine_info(request: OpenRequest) -> EngineInfo:
 
 
 def _refit(library: Any, engine: Any, request: OpenRequest, info: EngineInfo, messages: list[Any]) -> None:
-    """Put the weights of the ONNX artifact into an engine that was built without them."""
+    """Put the weights of the ONNX artifact into an engine that was built without them.
+
+    They must be those that it was built from: others of the same shapes would fit and answer wrongly. Raises
+    IntegrityError.
+    """
     source = read_manifest(request.bundle).artifact(info.source)
+    if source.sha256 != info.source_sha256:
+        raise IntegrityError(
+            f"the engine {request.artifact.name!r} was built from other weights (sha256 {info.source_sha256[:12]}) than "
+            f"{source.name!r} has ({source.sha256[:12]}); build it again with `resnet-export build BUNDLE`"
+        )
     refitter = library.Refitter(engine, process_log(library))
     onnx_refitter = library.OnnxParserRefitter(refitter, process_log(library))
     if (

@@ -28,6 +28,10 @@ INSTALL: dict[Variant, str] = {
 }
 
 HEADER_BYTES = 64
+# The newest versions whose headers were read. What a later one writes may be laid out otherwise.
+_NEWEST_READ: dict[Variant, tuple[int, ...]] = {"tensorrt": (11, 4), "tensorrt_rtx": (1, 7, 1)}
+# The major versions that run version-compatible engines of an earlier one too (NVIDIA's support matrix of TensorRT 11).
+_ALSO_RUNS = {("tensorrt", 11): 10}
 _TAGS: dict[bytes, Variant] = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 # The bits of the mask in the header of TensorRT for RTX 1.7.1.
 _CAPABILITY_BITS = {1: "7.5", 2: "8.0", 4: "8.6", 8: "8.9", 16: "12.0", 32: "12.1"}
@@ -83,8 +87,24 @@ def read_header(data: bytes) -> EngineHeader:
     return EngineHeader(variant, version, tuple(names))
 
 
-def check_header(header: EngineHeader, info: EngineInfo) -> None:
-    """Raise IntegrityError when an engine's header contradicts what the manifest says about the engine."""
+def check_header(data: bytes, info: EngineInfo) -> EngineHeader | None:
+    """Return the header of an engine; None, not described, where a later version than those read here wrote it so.
+
+    Raises IntegrityError when it is not a whole engine, or contradicts what the manifest says about it.
+    """
+    try:
+        header = read_header(data)
+        _compare(header, info)
+    except IntegrityError:
+        newest = _NEWEST_READ[info.variant]
+        new_layout = _TAGS.get(data[:4]) in (None, info.variant) and len(data) >= HEADER_BYTES
+        if new_layout and parse_version(info.version)[: len(newest)] > newest:
+            return None
+        raise
+    return header
+
+
+def _compare(header: EngineHeader, info: EngineInfo) -> None:
     expected = parse_version(info.version)
     if header.variant != info.variant or not _same_version(header.version, expected):
         raise IntegrityError(
@@ -104,11 +124,11 @@ def check_header(header: EngineHeader, info: EngineInfo) -> None:
 def engine_mismatch(info: EngineInfo, *, installed: str | None, device: str | None) -> str | None:
     """Say why an engine cannot run here, with what was expected and what was found; None when it can.
 
-    `installed` is the version of the engine's own variant on this host (None: not installed), `device` the
-    compute capability of the GPU ("8.6"; None: no GPU). An engine runs on the version that built it or, built
-    version compatible, on a later one of the same major version; and on the compute capabilities that it was
-    built for or, built hardware compatible, on every GPU from Ampere (8.0) on (TensorRT developer guide,
-    "Version Compatibility" and "Hardware Compatibility").
+    `installed` is the version of the engine's own variant on this host (None: not installed), `device` the compute
+    capability of the GPU ("8.6"; None: no GPU). An engine runs on the version that built it or, built version
+    compatible, on a later one of the same major version, those of TensorRT 10 on 11 as well; and on the compute
+    capabilities that it was built for or, built hardware compatible, on every GPU from Ampere (8.0) on (TensorRT
+    developer guide, "Version Compatibility" and "Hardware Compatibility"; support matrix of TensorRT 11).
     """
     title, targets = TITLES[info.variant], ", ".join(info.compute_capabilities)
     if installed is None:
@@ -117,8 +137,14 @@ def engine_mismatch(info: EngineInfo, *, installed: str | None, device: str | No
     if not built:
         return f"built by {title} {info.version!r}, which is no version; this host has {installed}"
     if info.options.get("version_compatible"):
-        if found[:1] != built[:1] or found < built:
-            return f"built for {title} {built[0]} from {info.version} on, this host has {installed}"
+        later = found[:1] and _ALSO_RUNS.get((info.variant, found[0])) == built[0]
+        if not later and (found[:1] != built[:1] or found < built):
+            majors = [
+                built[0],
+                *(new for (v, new), old in _ALSO_RUNS.items() if v == info.variant and old == built[0]),
+            ]
+            named = " and ".join(map(str, majors))
+            return f"built for {title} {named} from {info.version} on, this host has {installed}"
     elif not _same_version(built, found):
         return f"built by {title} {info.version}, this host has {installed}"
     if device is None:

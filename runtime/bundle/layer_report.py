@@ -38,13 +38,14 @@ class LayerInfo(Struct, frozen=True):
 class Operator(Struct, frozen=True):
     """A convolution or matrix product of the ONNX graph, and the arithmetic that it got.
 
-    `graph` is the precision that the typed graph gives it; `engine` the one of the layer that computes it,
-    None when no layer names the node; `reason` says why `engine` is not what was asked for, None when it is.
+    `graph` is the precision that the typed graph gives it, None for a type that has no `Precision`; `engine` the one
+    of the layer that computes it, None when no layer names the node; `reason` says why `engine` is not what was asked
+    for, None when it is.
     """
 
     node: str
     op: str
-    graph: Precision
+    graph: Precision | None
     engine: Precision | None
     layer: str | None
     reason: str | None = None
@@ -53,12 +54,14 @@ class Operator(Struct, frozen=True):
 class LayerReport(Struct, frozen=True):
     """All layers of one engine. `source` says where they come from: the inspector of the loaded engine, or
     the log of the build where there is no GPU to load it. `asked` is the precision of the artifact.
+    `undescribed` says why there are no layers, where a version of TensorRT describes them in a way not known here.
     """
 
     asked: Precision
     source: Literal["inspector", "build log"]
     layers: tuple[LayerInfo, ...]
     operators: tuple[Operator, ...]
+    undescribed: str | None = None
 
     def convolutions(self) -> dict[Precision | None, int]:
         """Count the graph's convolutions by the precision that the engine computes them in."""
@@ -73,6 +76,8 @@ def summary(report: LayerReport) -> tuple[str, ...]:
     """Return the report in a few sentences: the account of the convolutions, then every shortfall with its
     reason.
     """
+    if report.undescribed is not None:
+        return (f"the layers of this engine are not described: {report.undescribed}",)
     counts = report.convolutions()
     total = sum(counts.values())
     unknown = counts.pop(None, 0)

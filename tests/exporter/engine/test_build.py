@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from resnet_export.exporter.engine import build as engine_build
 from resnet_export.exporter.engine.build import add_engines, compile_engines, engine_sources
@@ -108,13 +111,6 @@ def test_auto_says_what_it_did_not_build(bundle: Path) -> None:
     assert "no TensorRT engine was built" in note
 
 
-def test_nothing_is_built_where_nothing_is_asked_for(bundle: Path) -> None:
-    before = (bundle / MANIFEST_NAME).read_bytes()
-    made, notes = add_engines(bundle, engine="none", gpu=(), host=HOST)
-    assert (made.manifest, notes) == (read_manifest(bundle), ())
-    assert (bundle / MANIFEST_NAME).read_bytes() == before
-
-
 def test_ctrl_c_leaves_the_bundle_as_it_was(bundle: Path, ctrl_c: Callable[[], None]) -> None:
     before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
     begun = 0
@@ -191,5 +187,100 @@ def test_the_timing_cache_stands_beside_the_bundle_and_is_for_classic_tensorrt(
         (PlannedBuild("tensorrt_rtx", ("8.6",)), PlannedBuild("tensorrt", ("8.6",))), required=False
     )
     monkeypatch.setattr(engine_build, "plan_engines", lambda *_: plan)
-    add_engines(bundle, engine="auto", gpu=(), host=HOST)
+    with pytest.raises(ExportError, match="enough"):
+        add_engines(bundle, engine="auto", gpu=(), host=HOST)
     assert asked == {"tensorrt_rtx": None, "tensorrt": bundle.parent / "tiny.timing-cache"}
+
+
+def test_whatever_a_builder_raises_is_a_failure_of_that_build_alone(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(bundle)
+    sources = [
+        (source, read_file(bundle, source.file, source.sha256))
+        for source in engine_sources(manifest.artifacts)
+    ]
+    real = engine_build.build_engine
+    for broken in (
+        TypeError("Builder: no constructor"),
+        MemoryError(),
+        AttributeError("set_flag"),
+        OSError("lost"),
+    ):
+
+        def build(model: bytes, broken: Exception = broken, **arguments: Any) -> Any:
+            if arguments["source"] == "int8":
+                raise broken
+            return real(model, **arguments)
+
+        monkeypatch.setattr(engine_build, "build_engine", build)
+        engines = compile_engines(
+            sources, manifest.batch, EnginePlan((PlannedBuild("tensorrt_rtx", ("8.6",)),))
+        )
+        assert [item.artifact.precision for item in engines.built] == [Precision.FP16]
+        (failure,) = engines.failures
+        assert isinstance(failure.error, ExportError)
+        assert failure.error.__cause__ is broken
+        assert type(broken).__name__ in failure.sentence
+
+
+def test_a_graph_that_an_older_gpu_cannot_run_is_built_for_the_others() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    model = bfloat16_graph()
+    source = msgspec.structs.replace(tiny_bundle.artifact(FP16, model), name="bf16", precision=Precision.BF16)
+    plan = EnginePlan((PlannedBuild("tensorrt_rtx", ("8.6", "7.5")),))
+    engines = compile_engines([(source, model)], BatchRange(), plan)
+    (built,) = engines.built
+    assert built.artifact.engine is not None
+    assert built.artifact.engine.compute_capabilities == ("8.6",)
+    assert built.report.convolutions() == {Precision.BF16: 1}
+    (note,) = engines.notes
+    assert note.startswith("no engine for sm75 was built from 'bf16': ")
+    assert engines.failures == ()
+    (failure,) = compile_engines(
+        [(source, model)], BatchRange(), EnginePlan((PlannedBuild("tensorrt_rtx", ("7.5",)),))
+    ).failures
+    assert "sm75" in failure.sentence
+
+
+def test_where_nothing_could_be_built_it_is_an_error_and_the_bundle_stays_as_it_was(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (bundle / MANIFEST_NAME).read_bytes()
+    with pytest.raises(DependencyError, match=r"pip install 'resnet-export\[tensorrt-rtx\]'"):
+        add_engines(bundle, engine="auto", gpu=(), host=msgspec.structs.replace(HOST, packages=()))
+
+    def build(model: bytes, **arguments: Any) -> Any:
+        raise ExportError(f"{arguments['source']} is refused")
+
+    monkeypatch.setattr(engine_build, "build_engine", build)
+    with pytest.raises(ExportError, match=r"'fp16': fp16 is refused; .*'int8': int8 is refused"):
+        add_engines(bundle, engine="auto", gpu=(), host=HOST)
+    assert (bundle / MANIFEST_NAME).read_bytes() == before
+
+
+def test_of_a_mixture_of_gpus_the_bundle_gets_what_can_be_built_here(bundle: Path) -> None:
+    _, (note,) = add_engines(bundle, engine="auto", gpu=("RTX 3090", "8.9", "H100"), host=HOST)
+    assert {item.engine.compute_capabilities for item in engines(bundle).values() if item.engine} == {
+        ("8.6", "8.9")
+    }
+    assert note.startswith("no engine was built for sm90: ")
+
+
+def bfloat16_graph() -> bytes:
+    """One convolution in bfloat16 between two casts."""
+    bf16, fp32 = TensorProto.BFLOAT16, TensorProto.FLOAT
+    weights = helper.make_tensor("w", bf16, [8, 3, 3, 3], np.random.default_rng(0).normal(size=216))
+    nodes = [
+        helper.make_node("Cast", ["input"], ["x"], name="narrow", to=bf16),
+        helper.make_node("Conv", ["x", "w"], ["y"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Cast", ["y"], ["logits"], name="widen", to=fp32),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, fp32, ["N", channels, 16, 16])
+        for name, channels in (("input", 3), ("logits", 8))
+    ]
+    graph = helper.make_graph(nodes, "bf16", values[:1], values[1:], [weights])
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    ).SerializeToString()

@@ -17,7 +17,13 @@ from resnet_export.exporter.engine.layers import (
     parse_inspector,
     typed_nodes,
 )
-from resnet_export.runtime.bundle.layer_report import LayerInfo, LayerReport
+from resnet_export.runtime.bundle.layer_report import (
+    LayerInfo,
+    LayerReport,
+    decode_report,
+    encode_report,
+    summary,
+)
 from resnet_export.runtime.bundle.manifest import ExcludedLayer
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.precision import Precision
@@ -104,10 +110,24 @@ def test_an_inspector_that_lists_names_only_gives_layers_without_types() -> None
     assert layer == LayerInfo(name="conv1 + relu", type="", nodes=("conv1", "relu"), inputs=(), outputs=())
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", '{"Layers": [{"Name": "x"}]}', '{"Layers": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", '{"Layers": [{"Title": "x"}]}', '{"Layers": 3}', '{"Layers": [3]}']
+)
 def test_an_answer_of_another_form_is_an_error(text: str) -> None:
     with pytest.raises(ExportError, match="not a list of layers"):
         parse_inspector(text)
+
+
+@pytest.mark.parametrize(
+    "field", ["LayerType", "Inputs", "Outputs", "TacticName", "Metadata", "Weights", "Constants"]
+)
+def test_a_field_that_a_version_leaves_out_stays_empty(field: str) -> None:
+    entry = json.loads(DOCUMENTED)
+    names = [layer["Name"] for layer in entry["Layers"]]
+    for layer in entry["Layers"]:
+        layer.pop(field, None)
+        layer["Novelty"] = {"unheard": "of"}
+    assert [layer.name for layer in parse_inspector(json.dumps(entry))] == names
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -134,11 +154,26 @@ def test_a_weight_only_quantized_convolution_computes_in_floating_point() -> Non
     assert typed_nodes(helper.make_model(graph)) == (TypedNode("conv", "Conv", Precision.FP16),)
 
 
-def test_weights_of_a_type_without_a_name_are_an_error() -> None:
+def test_weights_of_a_type_without_a_name_have_no_precision() -> None:
     nodes = [helper.make_node("Conv", ["input", "w"], ["logits"], name="conv")]
     constants = [helper.make_tensor("w", TensorProto.DOUBLE, [1, 1, 1, 1], [1.0])]
-    with pytest.raises(ExportError, match="weights of type DOUBLE"):
-        typed_nodes(helper.make_model(helper.make_graph(nodes, "g", [], [], constants)))
+    found = typed_nodes(helper.make_model(helper.make_graph(nodes, "g", [], [], constants)))
+    assert found == (TypedNode("conv", "Conv", None),)
+    unknown = report((), *found)
+    assert [operator.graph for operator in unknown.operators] == [None]
+    assert decode_report(encode_report(unknown)) == unknown
+
+
+def test_an_engine_whose_layers_are_not_described_says_so_in_one_sentence() -> None:
+    silent = make_report(
+        (),
+        (conv("conv1"),),
+        source="inspector",
+        asked=Precision.INT8,
+        builder="TensorRT 12",
+        undescribed="new form",
+    )
+    assert summary(silent) == ("the layers of this engine are not described: new form",)
 
 
 def layer(

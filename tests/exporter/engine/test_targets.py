@@ -8,7 +8,6 @@ from resnet_export.exporter.engine.targets import (
     DEFAULT_RTX_TARGETS,
     FAMILIES,
     PlannedBuild,
-    available_flavours,
     parse_target,
     plan_engines,
     sm,
@@ -44,16 +43,61 @@ def test_names_of_gpus_are_read_and_written() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["", "86", "8.6", "sm", "sm8", "sm61", "sm99", "rtx3090", "sm86,sm89"])
+@pytest.mark.parametrize(
+    "form", ["sm{}{}", "SM{}{}", "sm_{}{}", "{}.{}", "{}{}", "compute_{}{}", "{}.{}a", "{}.{}+PTX"]
+)
+def test_a_compute_capability_is_understood_in_every_spelling_of_the_tools(form: str) -> None:
+    for row in FAMILIES:
+        assert parse_target(form.format(*row.compute_capability.split("."))) == row.compute_capability
+
+
+@pytest.mark.parametrize(
+    ("capability", "names"),
+    [
+        ("7.5", ["T4", "Tesla T4", "NVIDIA GeForce RTX 2080 Ti", "Quadro RTX 6000", "GTX 1660 Ti"]),
+        ("8.0", ["a100", "NVIDIA A100-SXM4-80GB", "A100 80GB PCIe", "A30"]),
+        ("8.6", ["rtx3090", "RTX 3090", "GeForce RTX 3060 Laptop GPU", "NVIDIA RTX A6000", "A10G", "A40"]),
+        ("8.7", ["Jetson AGX Orin", "Orin Nano", "Orin (nvgpu)", "orin"]),
+        ("8.9", ["L4", "L40S", "rtx4070ti", "RTX 4080 SUPER", "NVIDIA RTX 6000 Ada Generation"]),
+        ("9.0", ["NVIDIA H100 80GB HBM3", "H100 NVL", "h200", "GH200 480GB"]),
+        ("10.0", ["B200", "GB200"]),
+        ("11.0", ["Jetson Thor"]),
+        ("12.0", ["RTX 5090", "NVIDIA RTX PRO 6000 Blackwell Workstation Edition"]),
+        ("12.1", ["DGX Spark", "GB10"]),
+    ],
+)
+def test_a_card_is_understood_by_its_name(capability: str, names: list[str]) -> None:
+    assert {name: parse_target(name) for name in names} == dict.fromkeys(names, capability)
+
+
+def test_the_devices_that_a_refusal_lists_are_understood_themselves() -> None:
+    for row in FAMILIES:
+        for name in row.devices.split(", "):
+            if not name.endswith(("series", "Blackwell")):
+                assert parse_target(name) == row.compute_capability
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "8",
+        "sm",
+        "sm8",
+        "sm61",
+        "6.1",
+        "sm99",
+        "V100",
+        "RTX 9999",
+        "RTX 6000",
+        "cuda:0",
+        "gpu",
+        "sm86,sm89",
+    ],
+)
 def test_what_is_no_known_gpu_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(RequestError, match=r"expected one or more of sm75 \(T4"):
         parse_target(name)
-
-
-def test_tensorrt_builds_with_a_gpu_only_and_rtx_anywhere() -> None:
-    assert available_flavours(BARE) == {}
-    assert available_flavours(BOTH) == {"tensorrt_rtx": "1.7.1.116"}
-    assert available_flavours(DESKTOP) == {"tensorrt_rtx": "1.7.1.116", "tensorrt": "10.3.0"}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +109,12 @@ def test_tensorrt_builds_with_a_gpu_only_and_rtx_anywhere() -> None:
         ("tensorrt", (), ORIN, [PlannedBuild("tensorrt", ("8.7",))]),
         ("tensorrt", ("sm87",), ORIN, [PlannedBuild("tensorrt", ("8.7",))]),
         ("auto", ("sm86",), BOTH, [PlannedBuild("tensorrt_rtx", ("8.6",))]),
-        ("auto", ("sm86", "sm87"), ORIN, None),
+        (
+            "auto",
+            ("sm86", "sm87"),
+            host("tensorrt", "tensorrt_rtx", gpu="8.7"),
+            [PlannedBuild("tensorrt_rtx", ("8.6",)), PlannedBuild("tensorrt", ("8.7",))],
+        ),
         ("auto", ("sm89",), host("tensorrt", gpu="8.9"), [PlannedBuild("tensorrt", ("8.9",))]),
         ("auto", (), BARE, []),
         ("auto", (), ORIN, [PlannedBuild("tensorrt", ("8.7",))]),
@@ -73,13 +122,31 @@ def test_tensorrt_builds_with_a_gpu_only_and_rtx_anywhere() -> None:
     ],
 )
 def test_what_is_asked_for_is_planned(
-    choice: EngineChoice, gpu: tuple[str, ...], on: HostFacts, builds: list[PlannedBuild] | None
+    choice: EngineChoice, gpu: tuple[str, ...], on: HostFacts, builds: list[PlannedBuild]
 ) -> None:
-    if builds is None:
-        with pytest.raises(RequestError):
-            plan_engines(choice, gpu, on)
-    else:
-        assert list(plan_engines(choice, gpu, on).builds) == builds
+    plan = plan_engines(choice, gpu, on)
+    assert list(plan.builds) == builds
+    assert plan.notes == () or not gpu
+
+
+@pytest.mark.parametrize(
+    ("choice", "gpu", "on", "built", "missed"),
+    [
+        ("auto", ("sm86", "Jetson Orin"), RTX, [PlannedBuild("tensorrt_rtx", ("8.6",))], "sm87"),
+        ("auto", ("h100", "8.9", "b200"), RTX, [PlannedBuild("tensorrt_rtx", ("8.9",))], "sm90, sm100"),
+        ("auto", ("sm86", "sm87"), ORIN, [PlannedBuild("tensorrt", ("8.7",))], "sm86"),
+        ("tensorrt-rtx", ("sm86", "sm90"), RTX, [PlannedBuild("tensorrt_rtx", ("8.6",))], "sm90"),
+        ("tensorrt", ("sm87", "sm90"), ORIN, [PlannedBuild("tensorrt", ("8.7",))], "sm90"),
+    ],
+)
+def test_of_a_mixture_what_can_be_built_here_is_and_a_note_says_how_to_finish(
+    choice: EngineChoice, gpu: tuple[str, ...], on: HostFacts, built: list[PlannedBuild], missed: str
+) -> None:
+    plan = plan_engines(choice, gpu, on)
+    assert list(plan.builds) == built
+    (note,) = plan.notes
+    assert note.startswith(f"no engine was built for {missed}: ")
+    assert "run `resnet-export build BUNDLE" in note or "pip install 'resnet-export[" in note
 
 
 def test_auto_builds_all_that_a_host_can_and_says_what_it_cannot() -> None:
@@ -101,7 +168,7 @@ def test_a_gpu_that_rtx_does_not_serve_is_refused_with_the_way_to_get_it(
     device: str, choice: EngineChoice
 ) -> None:
     with pytest.raises(RequestError) as caught:
-        plan_engines(choice, ("sm86", device), RTX)
+        plan_engines(choice, (device,), RTX)
     message = str(caught.value)
     assert f"TensorRT for RTX does not serve {device}" in message
     assert "TensorRT serves it" in message
@@ -124,7 +191,7 @@ def test_tensorrt_without_a_gpu_is_refused_with_the_way_to_get_it(
 
 def test_tensorrt_builds_for_no_other_gpu_than_its_own() -> None:
     with pytest.raises(RequestError, match=r"here sm87 \(the GPU\), not for sm90 \(H100, H200, GH200\)"):
-        plan_engines("tensorrt", ("sm87", "sm90"), ORIN)
+        plan_engines("tensorrt", ("sm90",), ORIN)
 
 
 @pytest.mark.parametrize(

@@ -555,3 +555,14 @@ def test_a_version_compatible_engine_may_bring_its_own_runtime(rig: Callable[[st
     made.open(options={"version_compatible": True}).close()
     assert made.library.runtime.engine_host_code_allowed is True
     assert read_header(made.how.given[-1]).variant == "tensorrt"
+
+
+def test_an_engine_gets_no_other_weights_than_those_it_was_built_from(rig: Callable[[str], Rig]) -> None:
+    made = rig("11.4")
+    tiny_bundle.write(
+        made.folder, [tiny_bundle.FP32, tiny_bundle.FP16]
+    )  # it took the place of the engine's bundle
+    with pytest.raises(
+        IntegrityError, match=r"built from other weights \(sha256 000000000000\) than 'fp16' has"
+    ):
+        made.open(options={"strip_weights": True})

@@ -34,7 +34,7 @@ from resnet_export.runtime.select.host import Gpu, HostFacts, Package
 from resnet_export.runtime.session import open_session
 from tests import tiny_bundle
 
-MASKS = {"7.5": 1, "8.0": 2, "8.6": 4, "8.9": 8, "12.0": 16, "12.1": 32}
+MASKS = {"7.5": 1, "8.0": 2, "8.6": 4, "8.9": 8, "12.0": 16, "12.1": 32, "new": 64}
 
 
 def engine(
@@ -91,27 +91,68 @@ def test_what_is_no_whole_engine_is_refused_in_a_sentence(data: bytes, message: 
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
+    ("data", "message"),
     [
-        (EngineHeader("tensorrt", (1, 7, 1, 116), ()), "written by TensorRT 1.7.1.116, the manifest says"),
-        (EngineHeader("tensorrt_rtx", (1, 7, 2, 116), ("8.6",)), "1.7.2.116"),
-        (
-            EngineHeader("tensorrt_rtx", (1, 7, 1, 116), ("8.9",)),
-            "compute capability 8.9, the manifest says 8.6",
-        ),
-        (EngineHeader("tensorrt_rtx", (1, 7, 1, 116), ("8.6", "unknown (0x40)")), r"unknown \(0x40\)"),
-        (EngineHeader("tensorrt_rtx", (1, 7, 1, 116), ()), "compute capability unknown"),
+        (engine(b"ftrt"), "written by TensorRT 1.7.1.116, the manifest says"),
+        (engine(version=(1, 7, 2, 116)), "1.7.2.116"),
+        (engine(capabilities=("8.9",)), "compute capability 8.9, the manifest says 8.6"),
+        (engine(capabilities=("8.6", "new")), r"unknown \(0x40\)"),
+        (engine(capabilities=()), "compute capability unknown"),
     ],
 )
-def test_a_header_that_contradicts_the_manifest_is_refused(header: EngineHeader, message: str) -> None:
-    check_header(EngineHeader("tensorrt_rtx", (1, 7, 1, 116), ("8.6",)), info())
+def test_a_header_that_contradicts_the_manifest_is_refused(data: bytes, message: str) -> None:
+    assert check_header(engine(), info()) == EngineHeader("tensorrt_rtx", (1, 7, 1, 116), ("8.6",))
     with pytest.raises(IntegrityError, match=message):
-        check_header(header, info())
+        check_header(data, info())
 
 
 def test_a_manifest_without_a_version_vouches_for_nothing() -> None:
     with pytest.raises(IntegrityError):
-        check_header(EngineHeader("tensorrt_rtx", (1, 7, 1, 116), ("8.6",)), info(version="unknown"))
+        check_header(engine(), info(version="unknown"))
+
+
+LATER = {"tensorrt_rtx": ["1.7.2.3", "1.8.0.10", "2.0.0.1"], "tensorrt": ["11.5.0.1", "12.0.0.0"]}
+
+
+TAGS = {"tensorrt_rtx": b"vtrt", "tensorrt": b"ftrt"}
+
+
+@pytest.mark.parametrize("variant", list(LATER))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tag": b"wtrt"},
+        {"serialization": 1},
+        {"version": (0, 0, 0, 0)},
+        {"capabilities": ("new",), "serialization": 2},
+    ],
+    ids=["tag", "serialization", "version", "capability"],
+)
+def test_a_header_that_a_later_version_lays_out_otherwise_is_not_described(
+    variant: str, change: dict[str, Any]
+) -> None:
+    data = engine(**({"tag": TAGS[variant]} | change)) + b"appendix"
+    for version in LATER[variant]:
+        assert check_header(data, info(variant=variant, version=version)) is None
+    with pytest.raises(IntegrityError):
+        check_header(
+            data, info(variant=variant, version="1.7.1.117" if variant == "tensorrt_rtx" else "11.4.0.1")
+        )
+    with pytest.raises(IntegrityError, match=r"cut off|not a TensorRT engine"):
+        check_header(data[:63], info(variant=variant, version="12.0.0.0"))
+
+
+@pytest.mark.parametrize(("variant", "other"), [("tensorrt", b"vtrt"), ("tensorrt_rtx", b"ftrt")])
+def test_an_engine_of_the_other_variant_is_refused_whatever_its_version(variant: str, other: bytes) -> None:
+    with pytest.raises(IntegrityError, match="the manifest says"):
+        check_header(engine(other), info(variant=variant, version="99.0.0.0"))
+
+
+def test_a_later_version_with_the_layout_known_is_described() -> None:
+    later = engine(version=(1, 8, 0, 10))
+    assert check_header(later, info(version="1.8.0.10")) == EngineHeader(
+        "tensorrt_rtx", (1, 8, 0, 10), ("8.6",)
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,6 +171,30 @@ def test_a_manifest_without_a_version_vouches_for_nothing() -> None:
         ({"variant": "tensorrt", "version": "10.3.0"}, "11.3.0", "8.6", "this host has 11.3.0"),
         ({"version": "1.7.1.116", "options": {"version_compatible": True}}, "1.9.0.2", "8.6", None),
         ({"options": {"version_compatible": True}}, "1.6.0.2", "8.6", "from 1.7.1.116 on"),
+        (
+            {"variant": "tensorrt", "version": "10.3.0", "options": {"version_compatible": True}},
+            "11.4.0",
+            "8.6",
+            None,
+        ),
+        (
+            {"variant": "tensorrt", "version": "10.3.0", "options": {"version_compatible": True}},
+            "12.0.0",
+            "8.6",
+            "built for TensorRT 10 and 11 from 10.3.0 on, this host has 12.0.0",
+        ),
+        (
+            {"variant": "tensorrt", "version": "11.4.0", "options": {"version_compatible": True}},
+            "10.16.0",
+            "8.6",
+            "built for TensorRT 11 from 11.4.0 on, this host has 10.16.0",
+        ),
+        (
+            {"variant": "tensorrt", "version": "8.6.1", "options": {"version_compatible": True}},
+            "10.3.0",
+            "8.6",
+            "built for TensorRT 8 from 8.6.1 on",
+        ),
         ({"options": {"version_compatible": True}}, "2.0.0.2", "8.6", "this host has 2.0.0.2"),
         ({"options": {"hardware_compatibility": "ampere+"}}, "1.7.1.116", "12.0", None),
         (
