@@ -28,6 +28,7 @@ from resnet_export.runtime.parity.criteria.criterion import Criterion
 from resnet_export.runtime.parity.measure.comparison import KEPT_FLIPS
 from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
 from resnet_export.runtime.parity.report.text import details, weights
+from resnet_export.runtime.precision import PRECISIONS
 
 HISTOGRAMS = 6
 """Tensors whose histogram is shown: those that 8 bits fit worst."""
@@ -62,6 +63,7 @@ def render(report: ParityReport, material: Material | None = None) -> bytes:
     with drawing():
         page = environment.get_template("page.html.j2").render(
             report=report,
+            precisions=PRECISIONS.values(),
             material=known,
             head=head,
             parts=[part for part in rest.split("; ") if part],

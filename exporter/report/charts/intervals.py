@@ -14,7 +14,6 @@ from resnet_export.exporter.report.charts.svg import (
     blank,
     color,
     fitted,
-    hue,
     picture,
     to_svg,
     write,
@@ -61,7 +60,7 @@ def intervals(
     axes = blank(figure)
     for i, row in enumerate(rows):
         y = i * _ROW
-        role = hue(row.precision) if row.passed else color("bad")
+        role = color(row.precision) if row.passed else color("bad")
         words: Role = "ink" if row.passed else "bad"
         cross = "" if row.passed else "✕ "
         write(axes, 0, y + 10, cross + fitted(row.title, WIDTH - _FIGURES), words)

@@ -13,7 +13,6 @@ from resnet_export.exporter.report.charts.svg import (
     color,
     fitted,
     framed,
-    hue,
     picture,
     to_svg,
     write,
@@ -39,7 +38,7 @@ def layer_chart(found: Layerwise, name: str) -> Markup:
     axes.plot(
         [order[i] for i in known],
         [ratios[i] for i in known],
-        color=hue(found.precision),
+        color=color(found.precision),
         linewidth=1.5,
         marker="o",
         markersize=3.5,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from resnet_export.exporter.report.charts.svg import TEXT, WIDTH, color, framed, hue, picture, to_svg, write
+from resnet_export.exporter.report.charts.svg import TEXT, WIDTH, color, framed, picture, to_svg, write
 from resnet_export.runtime.precision import Precision
 
 _HEIGHT = 270
@@ -100,7 +100,7 @@ def scatter(points: Sequence[Point], quantity: str, name: str) -> Markup:
             [point.percent],
             marker="o" if point.passed else "X",
             markersize=9 if i in best else 7,
-            color=hue(point.precision) if point.passed else color("bad"),
+            color=color(point.precision) if point.passed else color("bad"),
             markerfacecolor=None if i in best or not point.passed else color("surface"),
             markeredgewidth=1.6,
             linestyle="none",

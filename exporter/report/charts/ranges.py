@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from resnet_export.calibration.observe.histogram import TensorStats
 from resnet_export.exporter.report.charts.clipping import Clipping, histogram
 from resnet_export.exporter.report.charts.svg import WIDTH, blank, color, framed, picture, to_svg, write
+from resnet_export.runtime.precision import Precision
 
 _BINS = 64
 _LEAST = 1e-9
@@ -23,7 +24,7 @@ def overview(found: Sequence[Clipping], name: str) -> Markup:
     order = list(range(1, len(found) + 1))
     lines = [
         ("greatest", [one.peak for one in found], "muted", 1.2),
-        ("clip", [one.range.amax for one in found], "int8", 2.4),
+        ("clip", [one.range.amax for one in found], Precision.INT8, 2.4),
         ("99 %", [one.quantiles[1] for one in found], "muted", 1.2),
         ("median", [one.quantiles[0] for one in found], "muted", 1.2),
     ]
@@ -86,7 +87,7 @@ def clip_histogram(one: Clipping, stats: TensorStats, name: str) -> Markup:
     edges = np.linspace(1, WIDTH - 1, _BINS + 1)
     middles = low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
     kept = np.abs(middles) <= one.range.amax
-    for chosen, role in ((kept, color("int8")), (~kept, color("muted"))):
+    for chosen, role in ((kept, color(Precision.INT8)), (~kept, color("muted"))):
         axes.stairs(
             base - np.where(chosen, tall, 0), edges, baseline=base, fill=True, color=role, linewidth=0
         )

@@ -28,17 +28,13 @@ from resnet_export.runtime.precision import Precision
 WIDTH = 320
 TEXT = 12
 
-Role = Literal["ink", "muted", "line", "surface", "good", "bad", "fp32", "bf16", "fp16", "int8"]
+_Ground = Literal["ink", "muted", "line", "surface", "good", "bad"]
+Role = _Ground | Precision
+"""What a color is for; a precision has the color of its row, the same in every picture."""
 
 # matplotlib needs colors and the page wants names: each role has a color that is drawn with nowhere else.
-_HUES: dict[Precision, Role] = {
-    Precision.FP32: "fp32",
-    Precision.BF16: "bf16",
-    Precision.FP16: "fp16",
-    Precision.INT8: "int8",
-}
 _STAND_IN = "#00fe%02x"
-_ROLES: tuple[Role, ...] = get_args(Role)
+_ROLES: tuple[Role, ...] = (*get_args(_Ground), *Precision)
 _COLOUR = re.compile("#00fe([0-9a-f]{2})")
 _FAMILY = re.compile("font-family: [^;]*;? ?")
 _FONT = re.compile(r"font: (?:italic )?(?:(bold|[1-9]00) )?([\d.]+)px [^;]*;?")
@@ -58,11 +54,6 @@ _STYLE: dict[str, Any] = {
 def color(role: Role) -> str:
     """Return what stands for the page's color `role` while a picture is drawn."""
     return _STAND_IN % _ROLES.index(role)
-
-
-def hue(precision: Precision) -> str:
-    """Return the color of a precision, the same in every picture."""
-    return color(_HUES[precision])
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from resnet_export.exporter.report.charts.svg import (
     blank,
     color,
     fitted,
-    hue,
     picture,
     scientific,
     to_svg,
@@ -52,7 +51,7 @@ def waterfall(found: Attribution, name: str) -> Markup:
                 max(abs(end - start), 1.5),
                 left=min(start, end),
                 height=0.6 * _ROW,
-                color=hue(stage.precision) if stage.passed else color("bad"),
+                color=color(stage.precision) if stage.passed else color("bad"),
             )
         axes.plot([end, end], [y, y + _ROW], color=color("muted"), linewidth=0.7)
         write(axes, WIDTH, y, _figures(stage), role, ha="right")
