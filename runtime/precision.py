@@ -47,6 +47,8 @@ class PrecisionSpec:
         weight_bytes: what one weight takes in its graphs.
         graphs: how many graphs an export makes in it.
         needs: what a request for it has to have besides, as a clause for help texts.
+        compute_capability: the first NVIDIA GPUs that compute in it.
+        layer_error: the largest ‖a − b‖/‖b‖ that rounding to its type explains in one layer by itself.
         tolerance: the limits of its artifacts. Each number was derived by experiment, with a stated distance from the
             worst clean result: `docs/tolerances.md` says how, and how to repeat it.
         light, dark: the color that charts draw it in, on light and on dark ground.
@@ -57,6 +59,8 @@ class PrecisionSpec:
     weight_bytes: int
     graphs: int = 1
     needs: str = ""
+    compute_capability: str = "0.0"
+    layer_error: float
     tolerance: Tolerance
     light: str
     dark: str
@@ -67,6 +71,7 @@ _ROWS = (
         precision=Precision.FP32,
         onnx_type="FLOAT",
         weight_bytes=4,
+        layer_error=1e-4,
         # Clean: 3e-6 and 5e-12 at most. The relative error is what the export itself is held to after every step.
         tolerance=Tolerance(relative_error=1e-4, centered_cosine=0.9999999, top1_agreement=0.99),
         light="#66717f",
@@ -76,6 +81,7 @@ _ROWS = (
         precision=Precision.FP16,
         onnx_type="FLOAT16",
         weight_bytes=2,
+        layer_error=2e-3,
         # Clean: 2.4e-3 and 1 − 3e-6.
         tolerance=Tolerance(relative_error=1e-2, centered_cosine=0.9999, top1_agreement=0.99),
         light="#0072b2",
@@ -85,6 +91,8 @@ _ROWS = (
         precision=Precision.BF16,
         onnx_type="BFLOAT16",
         weight_bytes=2,
+        compute_capability="8.0",
+        layer_error=1.6e-2,  # 8 times that of fp16: 3 bits of the mantissa fewer
         # Clean: 2.8e-2 and 1 − 4e-4.
         tolerance=Tolerance(relative_error=6e-2, centered_cosine=0.998, top1_agreement=0.98),
         light="#8a5fa8",
@@ -94,6 +102,7 @@ _ROWS = (
         precision=Precision.INT8,
         onnx_type="INT8",
         weight_bytes=1,
+        layer_error=0.1,
         graphs=2,
         needs="; needs --calib or --calib-table",
         # Clean: 1.1e-2 and 1 − 6e-5. A fault that costs 1 % of the predictions starts at 0.12 and 1 − 8e-3.

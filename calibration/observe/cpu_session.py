@@ -3,6 +3,8 @@
 ONNX Runtime 1.31's WeightBiasQuantization optimizer derives int32 bias scales in the type of the graph's own
 scales. In a graph with fp16 scales most of them come out subnormal, and the logits are silently wrong; so it
 is off here, for every graph.
+
+It has no kernels for bf16 graphs either: they are computed in fp32, rounded wherever they round (`bf16_simulation`).
 """
 
 from __future__ import annotations
@@ -55,13 +57,20 @@ class CpuSession:
         options.enable_mem_pattern = False
         # Threads that wait would spin on the processors that the eager network or the observers need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                model,
+
+        def opened(data: bytes) -> Any:
+            return onnxruntime.InferenceSession(
+                data,
                 options,
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=["WeightBiasQuantization"],
             )
+
+        try:
+            try:
+                self._session: Any = opened(model)
+            except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:
+                self._session = opened(_simulated(model))
         except Exception as error:
             raise ExportError(f"ONNX Runtime refuses the graph: {_first_line(error)}") from error
         self.input: str = self._session.get_inputs()[0].name
@@ -85,3 +94,12 @@ class CpuSession:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def _simulated(model: bytes) -> bytes:
+    import onnx
+
+    from resnet_export.calibration.observe.bf16_simulation import simulate_bf16
+
+    simulated: bytes = simulate_bf16(onnx.ModelProto.FromString(model)).SerializeToString()
+    return simulated

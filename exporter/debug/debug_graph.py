@@ -37,7 +37,7 @@ __all__ = ["Instrumented", "Measure", "instrumented"]
 What = Literal["own", "in_place", "halved"]
 
 _FLOAT = int(TensorProto.FLOAT)
-_FLOATS = (_FLOAT, int(TensorProto.FLOAT16))
+_FLOATS = (_FLOAT, int(TensorProto.FLOAT16), int(TensorProto.BFLOAT16))
 _FP16_OVERFLOWS = 65520.0  # what lies below rounds to 65504, the largest finite value (IEEE 754)
 _FUSED = frozenset({"Relu", QUANTIZE})  # with what stands before them
 
@@ -166,7 +166,7 @@ class _Writer:
 
         kind = self._kind(tensor)
         found = self._cast(resolve(tensor), kind, _FLOAT)
-        return found if kind == _FLOAT else self._overflowing(found)
+        return self._overflowing(found) if kind == TensorProto.FLOAT16 else found
 
     def measure(
         self, node: str, what: What, found: str, expected: str, axes: tuple[int, ...], *, product: bool

@@ -39,7 +39,7 @@ from resnet_export.runtime.parity.attribution.layers import (
     summary,
 )
 from resnet_export.runtime.parity.report.schema import Entry
-from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.precision import PRECISIONS, Precision
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.progress import Progress, silent
 
@@ -50,7 +50,6 @@ _TABLE = "calibration.json"
 _BATCH = (
     4  # as fast as any larger one; ResNet-50's int8 graph at 224 pixels peaks at 1.5 GB, and 2.5 GB with 8
 )
-_EXACTNESS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
 
 
 def compare_artifacts(
@@ -173,7 +172,7 @@ class _Source:
         sound = [one for one in self.manifest.artifacts if one.name in passing and one.kind == "onnx"]
         if not sound:
             raise ExportError("no other artifact is within tolerance, with which it could be compared")
-        best = min(sound, key=lambda one: _EXACTNESS.index(one.precision))
+        best = min(sound, key=lambda one: list(PRECISIONS).index(one.precision))
         note = f"seen from {best.name}, which is within tolerance: what diverges is the fp32 graph"
         return self.compare(best, artifact.name, (note,))
 

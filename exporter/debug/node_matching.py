@@ -179,12 +179,15 @@ def _layers(
                 continue
             name, op, kind = quantizer.name, QUANTIZE, "activations"
         else:
-            touched = [types[one].type.tensor_type for one in (tensor, *node.input) if one in types]
-            narrow = any(one.elem_type == TensorProto.FLOAT16 for one in touched)
+            touched = {types[one].type.tensor_type.elem_type for one in (tensor, *node.input) if one in types}
+            narrow = next((_NARROW[one] for one in touched if one in _NARROW), None)
             weighted = not integer_weights.isdisjoint(node.input)
             name, op = node.name, node.op_type
-            kind = "weights" if weighted else "fp16" if narrow else "fp32"
+            kind = "weights" if weighted else narrow or "fp32"
         yield Layer(name, op, kind, tensor, values[tensor], origins[values[tensor]])
+
+
+_NARROW: Mapping[int, Kind] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 
 def _missing(

@@ -16,8 +16,8 @@ from resnet_export.exporter.spec import EngineChoice
 from resnet_export.runtime.bundle.engine_header import TITLES, parse_version
 from resnet_export.runtime.bundle.layer_report import LayerReport, encode_report
 from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, read_file, read_manifest
-from resnet_export.runtime.errors import DependencyError, ExportError, ResnetExportError
-from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.errors import DependencyError, ExportError, RequestError, ResnetExportError
+from resnet_export.runtime.precision import PRECISIONS, Precision
 from resnet_export.runtime.progress import Progress, silent
 from resnet_export.runtime.select.host import HostFacts
 
@@ -172,6 +172,12 @@ def _compile(
     log_folder: Path | None,
     progress: Progress,
 ) -> BuiltEngine:
+    needed = PRECISIONS[source.precision].compute_capability
+    if older := [target for target in build.targets if _number(target) < _number(needed)]:
+        raise RequestError(
+            f"{source.precision} needs GPUs of compute capability {needed} or newer, and {sm(older[0])} is older; "
+            "leave it out of --gpu"
+        )
     if build.variant == "tensorrt" and options.timing_cache is None:
         options = replace(options, timing_cache=timing_cache)
     log_file = None
@@ -193,3 +199,7 @@ def _compile(
     artifact = engine_artifact(engine, source.excluded)
     info = msgspec.structs.replace(engine.info, layers=f"engines/{artifact.name}.layers.json")
     return BuiltEngine(msgspec.structs.replace(artifact, engine=info), engine.plan, engine.report)
+
+
+def _number(compute_capability: str) -> tuple[int, ...]:
+    return tuple(map(int, compute_capability.split(".")))

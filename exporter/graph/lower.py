@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
 from resnet_export.exporter.graph.int8 import lower_to_int8
-from resnet_export.exporter.graph.precision import to_fp16
+from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.runtime.precision import Precision
@@ -23,11 +23,18 @@ def lower(task: Lowering) -> tuple[Lowered, ...]:
 def _lower_to_fp16(task: Lowering) -> Lowered:
     """Make the strongly typed fp16 graph; layers that leave fp16's range stay in fp32."""
     graph = task.fp32.graph
-    typed = to_fp16(graph, scan_ranges(graph, task.photos.inputs(), task.progress))
+    return _typed(
+        task, Precision.FP16, to_fp16(graph, scan_ranges(graph, task.photos.inputs(), task.progress))
+    )
+
+
+def _typed(task: Lowering, precision: Precision, typed: TypedGraph) -> Lowered:
     # Only measured here: the parity check holds it to its tolerance, with everything else.
-    check = check_stage(typed.graph.model, task.reference, step="fp16", batch=task.spec.batch, limit=math.inf)
-    stages = {"fp16": check.logits}
-    return Lowered((GraphArtifact("fp16", Precision.FP16, "any", typed.graph, stages, typed.excluded),))
+    check = check_stage(
+        typed.graph.model, task.reference, step=precision, batch=task.spec.batch, limit=math.inf
+    )
+    stages = {str(precision): check.logits}
+    return Lowered((GraphArtifact(str(precision), precision, "any", typed.graph, stages, typed.excluded),))
 
 
 LOWERINGS: Mapping[Precision, Callable[[Lowering], Lowered]] = {

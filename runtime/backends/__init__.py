@@ -102,7 +102,8 @@ class Route:
     """One way to run artifacts of one kind.
 
     `module` is the Python module that must be installed (by one of `distributions`, where that matters) and
-    `install` what brings it. `also` lists the coarser arithmetic that it can use for fp32 graphs on request.
+    `install` what brings it. `also` lists the coarser arithmetic that it can use for fp32 graphs on request, `lacks`
+    the precisions whose graphs it has no kernels for.
     `runner` is the module with `open_backend`, None for a route whose candidates are only explained.
     """
 
@@ -114,6 +115,7 @@ class Route:
     install: str
     distributions: tuple[str, ...] = ()
     also: tuple[Precision, ...] = ()
+    lacks: tuple[Precision, ...] = ()
     runner: str | None
 
 
@@ -144,6 +146,7 @@ ROUTES: tuple[Route, ...] = (
         module="onnxruntime",
         install="pip install 'resnet-export[gpu]'",
         distributions=("onnxruntime-gpu",),
+        lacks=(Precision.BF16,),
         runner="resnet_export.runtime.backends.onnxruntime_gpu",
     ),
     Route(
@@ -172,6 +175,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         module="onnxruntime",
         install="pip install 'resnet-export[cpu]'",
+        lacks=(Precision.BF16,),
         runner="resnet_export.runtime.backends.onnxruntime",
     ),
     Route(

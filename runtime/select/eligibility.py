@@ -96,6 +96,13 @@ def _engine_fits(candidate: Candidate, at: SelectionContext) -> str | None:
     return engine_mismatch(engine, installed=package.version, device=gpu.compute_capability if gpu else None)
 
 
+def _has_kernels(candidate: Candidate, _: SelectionContext) -> str | None:
+    route = candidate.route
+    if candidate.artifact.precision not in route.lacks:
+        return None
+    return f"has no kernels for {candidate.artifact.precision} graphs"
+
+
 def _bf16_native(candidate: Candidate, at: SelectionContext) -> str | None:
     if candidate.precision != Precision.BF16 or candidate.route.device != "cpu":
         return None
@@ -150,6 +157,7 @@ FACT_CHECKS: tuple[Check, ...] = (
     _package_installed,
     _gpu_present,
     _engine_fits,
+    _has_kernels,
     _bf16_native,
     _parity_passed,
     _products_exact,

@@ -46,6 +46,9 @@ PREFERENCES: tuple[Preference, ...] = (
         precision=Precision.FP16,
         why="compiled for this GPU, on FP16 tensor cores",
     ),
+    Preference(
+        backend="tensorrt", precision=Precision.BF16, why="compiled for this GPU, on BF16 tensor cores"
+    ),
     # Its plans requantize after INT8 convolutions in kernels of their own.
     Preference(
         backend="tensorrt",
@@ -82,6 +85,11 @@ PREFERENCES: tuple[Preference, ...] = (
     Preference(
         backend="onnxruntime-tensorrt",
         precision=Precision.FP16,
+        why="compiled for this GPU, but not before it is first opened",
+    ),
+    Preference(
+        backend="onnxruntime-tensorrt",
+        precision=Precision.BF16,
         why="compiled for this GPU, but not before it is first opened",
     ),
     Preference(

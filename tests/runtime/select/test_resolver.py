@@ -341,6 +341,15 @@ def test_bf16_runs_on_request_only_and_only_where_the_cpu_has_it() -> None:
     assert "avx512_bf16 or amx_bf16 or bf16" in reasons(old, "fp32", "openvino")
 
 
+def test_a_bf16_graph_runs_where_there_are_kernels_for_it_and_is_rejected_with_the_reason_elsewhere() -> None:
+    graphs = (*ALL_ONNX, vouched(tiny_bundle.Variant("bf16", Precision.BF16)))
+    assert pick(graphs, artifact="bf16").choice.backend == "openvino"
+    assert "no kernels for bf16 graphs" in reasons(pick(graphs, artifact="bf16"), "bf16", "onnxruntime")
+    old = pick(graphs, host(ORT, OPENVINO, features=("avx2",)), artifact="bf16")
+    assert old.choice is None
+    assert "avx512_bf16 or amx_bf16 or bf16" in reasons(old, "bf16", "openvino")
+
+
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.INT8])
 def test_a_precision_is_what_runs_or_nothing_does(precision: Precision) -> None:
     assert pick(ALL_ONNX, precision=precision).choice.precision == precision
