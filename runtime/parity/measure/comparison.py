@@ -6,7 +6,7 @@ counts and the first few images whose prediction changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,6 @@ from resnet_export.runtime.parity.measure.metrics import Figures, Metrics, predi
 from resnet_export.runtime.parity.measure.statistics import Interval, wilson
 
 KEPT_FLIPS = 20
-_CHUNK = 256  # images of an array compared at a time
 
 Runner = Callable[[Any], ArrayLike]
 
@@ -164,47 +163,15 @@ class Tally:
 
 
 def compare(
-    reference: Runner | ArrayLike,
-    candidate: Runner | ArrayLike,
-    batches: Iterable[ImageBatch] | None = None,
+    reference: ArrayLike,
+    candidate: ArrayLike,
     *,
     labels: ArrayLike | None = None,
     names: tuple[str, ...] = (),
     near_tie: float = 0.0,
-    keep: int = KEPT_FLIPS,
 ) -> Comparison:
-    """Compare one candidate with a reference; each is float logits [N, C] or a callable that gives them.
-
-    A callable takes `Batch.images` and returns logits [n, C]; it needs `batches`. Arrays are sliced along
-    with the batches, or taken alone, and then `labels` [N] and `names` may be given. `near_tie` is in
-    logits. Raises DatasetError when there are no images or the counts differ, BackendError when a callable
-    returns another shape.
-    """
-    if batches is None:
-        batches = _rows(reference, candidate, labels, names)
-    total: Tally | None = None
-    done = 0
-    for batch in batches:
-        part = Tally.of(
-            _take(reference, batch, done, "the reference"),
-            _take(candidate, batch, done, "the candidate"),
-            batch.labels,
-            batch.names,
-            first=done,
-            near_tie=near_tie,
-            keep=keep,
-        )
-        total = part if total is None else total + part
-        done += len(batch.images)
-    for source, name in ((reference, "the reference"), (candidate, "the candidate")):
-        if not callable(source) and len(np.asarray(source)) != done:
-            raise DatasetError(
-                f"{name} has logits of {len(np.asarray(source))} images, {done} were compared; "
-                "give the same images"
-            )
-    if total is None:
-        raise DatasetError("there are no images to compare on; give at least one")
-    return total.comparison()
+    """Compare float logits [N, C] of both sides; `near_tie` is in logits. Raises what `Tally.of` does."""
+    return Tally.of(reference, candidate, labels, names, near_tie=near_tie).comparison()
 
 
 def compare_all(
@@ -270,32 +237,3 @@ def logits(run: Runner, images: Any, name: str, classes: int | None = None) -> N
 def printable(text: str) -> str:
     """Return `text` fit for every report; file names may hold control characters and broken UTF-8."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-def _rows(
-    reference: Runner | ArrayLike,
-    candidate: Runner | ArrayLike,
-    labels: ArrayLike | None,
-    names: tuple[str, ...],
-) -> Iterator[Batch]:
-    """Cut arrays into batches whose images are only row numbers."""
-    if callable(reference) or callable(candidate):
-        raise DatasetError("a callable was given without batches to run it on; give the images")
-    count = len(np.asarray(reference))
-    known = None if labels is None else np.asarray(labels)
-    if known is not None and len(known) != count:
-        raise DatasetError(f"there are {len(known)} labels for {count} images; give one an image")
-    for start in range(0, count, _CHUNK):
-        rows = slice(start, min(start + _CHUNK, count))
-        yield Batch(range(count)[rows], None if known is None else known[rows], names[rows])
-
-
-def _take(source: Runner | ArrayLike, batch: ImageBatch, done: int, name: str) -> NDArray[np.float64]:
-    if callable(source):
-        return logits(source, batch.images, name)
-    rows = np.asarray(source)[done : done + len(batch.images)]
-    if len(rows) != len(batch.images):
-        raise DatasetError(
-            f"{name} has logits of too few images; give logits of every image that is compared"
-        )
-    return np.asarray(rows, np.float64)
