@@ -39,9 +39,7 @@ def measure(depth: int) -> dict[str, Figures]:
     pre = network.preprocessing
     photos = normalize(photographs(SIZE)[:16], pre)
     reference = record_reference(network.module, photos[:4])
-    exported, _ = to_onnx(
-        network.module, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=4), reference=reference
-    )
+    exported, _ = to_onnx(network.module, batch=BatchRange(min=1, opt=4, max=4), reference=reference)
     simplified = simplify(exported)
     half = to_fp16(simplified, scan_ranges(simplified, [photos])).graph
     stages = {"onnx": exported, "simplified": simplified, "fp16": half}

@@ -18,7 +18,7 @@ from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.models.resnet import ResNet, build
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.preprocess import normalize
-from tests.digits import CLASSES, PREPROCESSING, SIZE
+from tests.digits import CLASSES, PREPROCESSING
 from tests.trained import RESNET18, checkpoint, splits
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -56,7 +56,7 @@ def trained_resnet18(seed: int = 0, change: Callable[[ResNet], ResNet] | None = 
         network = change(network)
     images = normalize(test.images, PREPROCESSING)
     reference = record_reference(network, images[:4])
-    graph, _ = to_onnx(network, image_size=SIZE, batch=BatchRange(min=1, opt=4, max=64), reference=reference)
+    graph, _ = to_onnx(network, batch=BatchRange(min=1, opt=4, max=64), reference=reference)
     graph = simplify(graph)
     session = CpuSession(graph.model.SerializeToString())
     logits = batched(lambda batch: session.run(batch)[0], images)

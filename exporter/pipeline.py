@@ -150,9 +150,7 @@ def load_photos(job: Job, *, progress: Progress = silent) -> Photos:
 def to_fp32(job: Job, golden: GoldenRecord) -> GraphArtifact:
     """nn.Module → ONNX → simplified ONNX → preprocessing in the graph, each held to the eager network's outputs."""
     batch, preprocessing = job.spec.batch, job.preprocessing
-    graph, check = to_onnx(
-        job.net.module, image_size=preprocessing.crop, batch=batch, reference=golden.normalized
-    )
+    graph, check = to_onnx(job.net.module, batch=batch, reference=golden.normalized)
     stages = {check.step: check.logits}
     graph = simplify(graph)
     check = check_stage(graph.model, golden.normalized, step="simplified", batch=batch, known=check)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.runtime.bundle.schema import Interpolation
 from resnet_export.runtime.precision import Precision
 
 InputKind = Literal["float32", "uint8"]
-Interpolation = Literal["bilinear", "bicubic"]
-Triple = tuple[float, float, float]
+Size = int | tuple[int, int]
+"""The side of a square, or (height, width), in pixels."""
 CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 EngineChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
 
@@ -25,9 +26,11 @@ class ModelSpec:
     untrained network. `num_classes` and `labels` (a text file, one label a line) default to what the
     checkpoint and ImageNet say.
 
-    An image becomes input by resizing its shorter side to `resize` pixels with the filter `interpolation`, cutting
-    the central square of `image_size` pixels, and (value / 255 - mean) / std per channel, in RGB. What is None is what
-    published weights were evaluated with; for any other network it is what ImageNet's usually are.
+    An image becomes input by decoding it to `input_channels` (1: grayscale, 3: RGB, 4: RGBA), resizing its shorter
+    side to `resize` pixels, or both sides to `resize` (height, width), with the filter `interpolation`, cutting the
+    center of `image_size` pixels, and (value / 255 - mean) / std per channel. `mean` and `std` have one number for each
+    channel, or one for all. What is None is what published weights were evaluated with; for any other network it is
+    what ImageNet's usually are, see `models.preprocessing`.
     """
 
     depth: int | None = None
@@ -35,11 +38,12 @@ class ModelSpec:
     weights: str | None = None
     num_classes: int | None = None
     labels: Path | None = None
-    image_size: int = 224
-    resize: int | None = None
+    image_size: Size = 224
+    resize: Size | None = None
     interpolation: Interpolation | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
+    input_channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     seed: int = 0
 
 

@@ -77,7 +77,7 @@ def exported_resnet18() -> Exported:
     network = seeded_resnet18()
     crops = seeded_crops(7)
     reference = record_reference(network, normalize(crops, PREPROCESSING))
-    graph, first = to_onnx(network, image_size=SIZE, batch=BATCH, reference=reference)
+    graph, first = to_onnx(network, batch=BATCH, reference=reference)
     graph = simplify(graph)
     second = check_stage(graph.model, reference, step="simplify", batch=BATCH)
     return Exported(network, crops, reference, graph, (first, second))

@@ -34,6 +34,7 @@ __all__ = [
     "Dataset",
     "DatasetWarning",
     "Description",
+    "crop_image",
     "draw",
     "hash_crops",
     "open_dataset",
@@ -125,7 +126,7 @@ class Dataset:
         return self._description
 
     def _batches(self, batch_size: int) -> Iterator[Batch]:
-        digest = _hash("uint8", (self.preprocessing.crop, self.preprocessing.crop, 3))
+        digest = _hash("uint8", self.preprocessing.crop_shape)
         count = 0
         failures: list[ImageError] = []
         first_skipped: str | None = None
@@ -251,16 +252,23 @@ def _hash(dtype: str, shape: tuple[int, ...]) -> hashlib._Hash:
 def _crop(
     image: Path | NDArray[np.uint8], preprocessing: Preprocessing, name: str
 ) -> NDArray[np.uint8] | ImageError:
-    side = preprocessing.crop
-    if isinstance(image, np.ndarray) and image.shape == (side, side, 3):
-        return image
     try:
-        if isinstance(image, Path):
-            _require_regular(image)
-            return preprocess.load(image, preprocessing)
-        return preprocess.load(image, preprocessing, name=name)
+        return crop_image(image, preprocessing, name)
     except ImageError as error:
         return error
+
+
+def crop_image(image: Path | NDArray[np.uint8], preprocessing: Preprocessing, name: str) -> NDArray[np.uint8]:
+    """Return the crop of an image as a listing reads it; an array of exactly the crop's shape is one already.
+
+    Raises ImageError.
+    """
+    if isinstance(image, Path):
+        _require_regular(image)
+        return preprocess.load(image, preprocessing)
+    if image.shape == preprocessing.crop_shape:
+        return image
+    return preprocess.load(image, preprocessing, color="rgb", name=name)
 
 
 def _require_regular(path: Path) -> None:

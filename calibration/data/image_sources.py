@@ -6,6 +6,7 @@ read in ascending order, one at a time, as often as wanted.
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import IO, Literal, NoReturn, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.runtime.bundle.schema import CHANNELS
 from resnet_export.runtime.errors import DatasetError
 
 __all__ = ["EXTENSIONS", "Classes", "Kind", "Listing", "files_of", "list_images"]
@@ -80,7 +82,7 @@ class Listing:
     """Everything in a source, before any of it is decoded.
 
     `names` are for messages; `labels` is int64 [N] or None; `read` yields the images at ascending indices,
-    each as a path or as uint8 [H, W, 3]. `notes` say what was taken otherwise than its owner may think.
+    each as a path or as uint8 [H, W] or [H, W, C]. `notes` say what was taken otherwise than its owner may think.
     """
 
     kind: Kind
@@ -105,8 +107,9 @@ def list_images(source: Path, classes: Classes) -> Listing:
 
     A word of digits that is one of the network's labels means that label, whatever class has that index.
 
-    Archive: `images` uint8 [N, H, W, 3], RGB, and if wanted `labels`, integers [N]. Other arrays are not read,
-    which a note says; one that seems to hold the labels under another name is refused.
+    Archive: `images` uint8 [N, H, W, 3], RGB, [N, H, W] or [N, H, W, 1], grayscale, or [N, H, W, 4], RGBA, and if
+    wanted `labels`, integers [N]. Other arrays are not read, which a note says; one that seems to hold the labels under
+    another name is refused.
     """
     try:
         if source.is_dir():
@@ -355,8 +358,10 @@ def _image_shape(source: Path, archive: zipfile.ZipFile) -> tuple[int, ...]:
     with archive.open("images.npy") as member:
         shape, fortran, dtype = _read_header(member)
         start = member.tell()
-    expected = "expected uint8 [N, H, W, 3]"
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or min(shape[1:]) < 1:
+    expected = "expected uint8 [N, H, W, 3] (RGB), [N, H, W] (grayscale) or [N, H, W, 4] (RGBA)"
+    # Three axes of which the last has 3 or 4 are one color image, rather than very narrow gray ones.
+    images = (len(shape) == 4 and shape[3] in CHANNELS) or (len(shape) == 3 and shape[2] not in CHANNELS)
+    if dtype != np.uint8 or not images or min(shape[1:]) < 1:
         raise DatasetError(f"{str(source)!r} holds images of {dtype} {list(shape)}, {expected}; convert them")
     if shape[0] < 1:
         raise DatasetError(f"{str(source)!r} has no images; save at least one")
@@ -405,7 +410,7 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.
 def _read_archive(
     source: Path, shape: tuple[int, ...], indices: Sequence[int]
 ) -> Iterator[NDArray[np.uint8]]:
-    size = shape[1] * shape[2] * shape[3]
+    size = math.prod(shape[1:])
     try:
         with zipfile.ZipFile(source) as archive, archive.open("images.npy") as member:
             _read_header(member)

@@ -150,8 +150,7 @@ def load_photos(
     Unreadable images are left out, with a DatasetWarning. Raises DatasetError as `Dataset.batches` does, and when
     the crops take more than `MAX_IN_MEMORY` and the temporary folder has no room for them.
     """
-    crop = dataset.preprocessing.crop
-    images = _allocate((len(dataset), crop, crop, 3), np.dtype(np.uint8))
+    images = _allocate((len(dataset), *dataset.preprocessing.crop_shape), np.dtype(np.uint8))
     names: list[str] = []
     labels: list[NDArray[np.int64]] = []
     for batch in progress(dataset.batches(1), "Reading images", len(dataset)):

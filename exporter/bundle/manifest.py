@@ -9,7 +9,7 @@ from importlib import metadata
 
 import msgspec
 
-from resnet_export.exporter.graph.export import INPUT, LOGITS, OPSET
+from resnet_export.exporter.graph.export import LOGITS, OPSET
 from resnet_export.exporter.graph.facts import count_graph
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact
 from resnet_export.exporter.models.classifier import Classifier
@@ -76,7 +76,7 @@ def describe(contents: Contents, report: ParityReport | None = None) -> Manifest
         schema=SCHEMA_VERSION,
         model=net.info,
         graph=facts,
-        input=_input(contents.preprocessing),
+        input=contents.preprocessing.input_spec,
         output=TensorSpec(name=LOGITS, dtype="float32", layout="NC", shape=("N", net.info.num_classes)),
         batch=contents.batch,
         preprocessing=contents.preprocessing,
@@ -123,13 +123,6 @@ def golden_info(file: FileInfo, golden: Golden, *, bundled: bool) -> GoldenInfo:
         stages=tuple(sorted(golden.logits)),
         sample_bytes=None if golden.sample is None else len(golden.sample.file),
     )
-
-
-def _input(preprocessing: Preprocessing) -> TensorSpec:
-    side = preprocessing.crop
-    if preprocessing.in_graph:
-        return TensorSpec(name=INPUT, dtype="uint8", layout="NHWC", shape=("N", side, side, 3))
-    return TensorSpec(name=INPUT, dtype="float32", layout="NCHW", shape=("N", 3, side, side))
 
 
 def _versions() -> dict[str, str]:

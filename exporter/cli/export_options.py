@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.runtime.bundle.schema import CHANNELS
 from resnet_export.runtime.precision import PRECISIONS, Precision
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -51,21 +53,56 @@ class CommaList(click.ParamType[tuple[str, ...]]):
         return names
 
 
-class ChannelTriple(click.ParamType[tuple[float, float, float]]):
-    """`R,G,B`, three fractions of 255."""
+class PerChannel(click.ParamType[tuple[float, ...]]):
+    """`R,G,B`, or one number for each channel of another number of channels: fractions of 255."""
 
     name = "R,G,B"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, float, float]:
+    ) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            red, green, blue = map(float, str(value).split(","))
+            numbers = tuple(map(float, str(value).split(",")))
         except ValueError:
-            self.fail(f"{value!r} is not R,G,B as fractions of 255, such as 0.5,0.5,0.5", param, ctx)
-        return red, green, blue
+            numbers = ()
+        if len(numbers) not in CHANNELS:
+            self.fail(
+                f"{value!r} is not R,G,B as fractions of 255, such as 0.5,0.5,0.5; for grayscale or for all channels, "
+                "give one number, for RGBA four",
+                param,
+                ctx,
+            )
+        return numbers
+
+
+class SizeType(click.ParamType[Any]):
+    """`PX`, or height and width as `HxW`: an int, or a tuple of two."""
+
+    name = "PX|HxW"
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, int]:
+        if isinstance(value, int | tuple):
+            return value
+        try:
+            sides = [int(side) for side in re.split(r"\s*[x×X,]\s*", str(value).strip())]
+        except ValueError:
+            sides = []
+        if len(sides) not in (1, 2):
+            self.fail(
+                f"{value!r} is not PX or HxW (height, width) in pixels, such as 224 or 192x320", param, ctx
+            )
+        if min(sides) < self._least:
+            self.fail(
+                f"{value!r} has a side below {self._least} pixels; give at least {self._least}", param, ctx
+            )
+        return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _layers(_: click.Context, __: click.Parameter, value: str) -> str | tuple[str, ...]:
@@ -134,26 +171,40 @@ OPTIONS = [
     ),
     _spec(
         "image_size",
-        type=click.IntRange(min=32),
-        help="Side of the input, pixels.",
+        type=SizeType(32),
+        metavar="PX|HxW",
+        help="Side of a square input in pixels, or height and width.",
     ),
     _spec(
         "resize",
-        type=click.IntRange(min=1),
-        metavar="PX",
-        help="What an image's shorter side is resized to before the crop.  [default: 256 to a crop of 224, in that "
-        "ratio, or what published weights were evaluated with]",
+        type=SizeType(1),
+        metavar="PX|HxW",
+        help="What an image is resized to before the central crop: PX is its shorter side; HxW squashes it to height "
+        "and width whatever its aspect ratio, as Resize((H, W)) does.  [default: 256 to a crop of 224, in that ratio, "
+        "or what published weights were evaluated with; an oblong input is squashed]",
     ),
     _spec(
         "interpolation",
         help="Filter of the resizing.  [default: bilinear]",
     ),
-    _spec("mean", type=ChannelTriple(), metavar="R,G,B", help="Mean of the channels.  [default: ImageNet's]"),
+    _spec(
+        "input_channels",
+        type=click.Choice(CHANNELS),
+        help="Channels of the input: 1 decodes images to grayscale, 3 to RGB, 4 to RGBA.  [default: the checkpoint's, "
+        "3]",
+    ),
+    _spec(
+        "mean",
+        type=PerChannel(),
+        metavar="R,G,B",
+        help="Mean of the channels, as fractions of 255; one number is for all.  [default: ImageNet's for RGB, else "
+        "0.5]",
+    ),
     _spec(
         "std",
-        type=ChannelTriple(),
+        type=PerChannel(),
         metavar="R,G,B",
-        help="Standard deviation of the channels.  [default: ImageNet's]",
+        help="Standard deviation of the channels, likewise.  [default: ImageNet's for RGB, else 0.5]",
     ),
     _spec(
         "batch",

@@ -30,13 +30,17 @@ def record_sample(preprocessing: Preprocessing) -> Sample:
     from PIL import Image
 
     path = files("resnet_export.exporter") / "data" / "photos" / _PHOTOGRAPH
-    shorter = round(preprocessing.resize * _SHRINK)
-    upright = decode(path.read_bytes()).resize((round(shorter * _ASPECT), shorter), Image.Resampling.BICUBIC)
+    resize = preprocessing.resize
+    height, width = (resize, resize) if isinstance(resize, int) else resize
+    size = (round(round(width * _SHRINK) * _ASPECT), round(height * _SHRINK))
+    upright = decode(path.read_bytes()).resize(size, Image.Resampling.BICUBIC)
+    if preprocessing.channels == 4:  # an alpha that resizing has to weigh colors by
+        upright.putalpha(upright.convert("L"))
     exif = Image.Exif()
     exif[_EXIF_ORIENTATION] = _QUARTER_TURN
     buffer = io.BytesIO()
     upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=exif)
-    every = np.arange(256, dtype=np.uint8)[None, None, :, None].repeat(3, axis=3)
+    every = np.arange(256, dtype=np.uint8)[None, None, :, None].repeat(preprocessing.channels, axis=3)
     return Sample(
         file=buffer.getvalue(),
         crop=load(buffer.getvalue(), preprocessing),

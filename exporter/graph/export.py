@@ -66,7 +66,7 @@ class ExportedGraph:
 
 
 def to_onnx(
-    network: nn.Module, *, image_size: int, batch: BatchRange, reference: Reference
+    network: nn.Module, *, batch: BatchRange, reference: Reference
 ) -> tuple[ExportedGraph, StageCheck]:
     """Export `network` with the batch axis dynamic; return the graph, and the check that holds it to `reference`.
 
@@ -74,11 +74,11 @@ def to_onnx(
     TorchScript exporter takes its place, and a sentence in `notices` says why.
 
     Args:
-        network: in evaluation mode, float32 [N, 3, H, W] → the logits, float32 [N, classes], or a dictionary of float
+        network: in evaluation mode, float32 [N, C, H, W] → the logits, float32 [N, classes], or a dictionary of float
             outputs with "logits" first.
-        image_size: H and W of the exported input `input`; the outputs have the names that `reference` has.
         batch: the graph is checked at batch sizes 1, 3 and `batch.max`.
-        reference: normalized images and the eager network's outputs.
+        reference: normalized images [M, C, H, W] and the eager network's outputs, by name; the exported input `input`
+            has their C, H and W, the exported outputs their names.
 
     Raises:
         ExportError: both exporters failed.
@@ -86,7 +86,7 @@ def to_onnx(
     """
     if network.training:
         raise ExportError("the network is in training mode; call eval() before exporting it")
-    example = torch.zeros(_EXAMPLE_BATCH, 3, image_size, image_size)
+    example = torch.zeros(_EXAMPLE_BATCH, *reference.images.shape[1:])
     outputs = list(reference.outputs)
     try:
         graph = _named(_dynamo(network, example, outputs), network, "dynamo")

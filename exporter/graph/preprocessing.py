@@ -16,10 +16,10 @@ __all__ = ["bake_preprocessing"]
 
 
 def bake_preprocessing(graph: ExportedGraph, preprocessing: Preprocessing) -> ExportedGraph:
-    """Return the graph with a raw input: RGB, uint8 [N, H, W, 3], normalized inside.
+    """Return the graph with a raw input: uint8 [N, H, W, C], normalized inside.
 
     The input is cast to float before anything else, since TensorRT cannot transpose uint8 (NVIDIA/TensorRT
-    issue 3985), then transposed to [N, 3, H, W] and freed of 255·mean. The factor 1/(255·std) goes into the
+    issue 3985), then transposed to [N, C, H, W] and freed of 255·mean. The factor 1/(255·std) goes into the
     weights of the first convolution. The mean does not go into its bias: a padded zero stands for the mean
     color only where the mean has been subtracted before the padding.
 
@@ -37,12 +37,12 @@ def bake_preprocessing(graph: ExportedGraph, preprocessing: Preprocessing) -> Ex
     first = readers[0]
     size = source.type.tensor_type.shape.dim
     raw = helper.make_tensor_value_info(
-        source.name, TensorProto.UINT8, [BATCH_AXIS, size[2].dim_value, size[3].dim_value, 3]
+        source.name, TensorProto.UINT8, [BATCH_AXIS, size[2].dim_value, size[3].dim_value, size[1].dim_value]
     )
     source.CopyFrom(raw)
 
-    mean = (255 * np.array(preprocessing.mean, np.float64)).astype(np.float32).reshape(1, 3, 1, 1)
-    scale = (1 / (255 * np.array(preprocessing.std, np.float64))).reshape(1, 3, 1, 1)
+    mean = (255 * np.array(preprocessing.mean, np.float64)).astype(np.float32).reshape(1, -1, 1, 1)
+    scale = (1 / (255 * np.array(preprocessing.std, np.float64))).reshape(1, -1, 1, 1)
     for tensor in model.graph.initializer:
         if tensor.name == first.input[1]:
             weight = (numpy_helper.to_array(tensor) * scale).astype(np.float32)

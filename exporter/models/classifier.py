@@ -10,7 +10,7 @@ from torch import nn
 from resnet_export.exporter.models.checkpoint import Checkpoint, load_weights
 from resnet_export.exporter.models.labels import default_labels, read_labels
 from resnet_export.exporter.models.photographs import photographs
-from resnet_export.exporter.models.preprocessing import assumed, choose_preprocessing
+from resnet_export.exporter.models.preprocessing import assumed, choose_preprocessing, usual_preprocessing
 from resnet_export.exporter.models.resnet import ResNet, build, initialize
 from resnet_export.exporter.models.weight_source import locate
 from resnet_export.exporter.models.zoo import Architecture
@@ -62,8 +62,13 @@ def _untrained(
 ) -> Classifier:
     num_classes = 1000 if spec.num_classes is None else spec.num_classes
     labels = default_labels(num_classes) if spec.labels is None else read_labels(spec.labels, num_classes)
-    images = normalize(photographs(min(spec.image_size, _STATISTICS_SIZE)), Preprocessing())
-    module = initialize(build(architecture, num_classes), spec.seed, torch.from_numpy(images), progress)
+    height, width = (min(side, _STATISTICS_SIZE) for side in preprocessing.size)
+    channels = preprocessing.channels
+    # Not as requested: whatever the mean and standard deviation, a seed means the same network.
+    images = normalize(photographs((height, width), channels), usual_preprocessing(channels))
+    module = initialize(
+        build(architecture, num_classes, channels), spec.seed, torch.from_numpy(images), progress
+    )
     weights = WeightsInfo(source="untrained", name="untrained", seed=spec.seed)
     notice = f"no weights were given: {architecture.name} is untrained (seed {spec.seed}), its predictions mean nothing"
     return Classifier(

@@ -5,43 +5,67 @@ from __future__ import annotations
 import math
 
 from resnet_export.exporter.models.zoo import PublishedWeights
-from resnet_export.exporter.spec import ModelSpec
+from resnet_export.exporter.spec import ModelSpec, Size
 from resnet_export.runtime.bundle.manifest import Preprocessing
+from resnet_export.runtime.bundle.schema import CHANNELS
 from resnet_export.runtime.errors import RequestError
 
 # torchvision evaluates so unless the weights say otherwise.
-_USUAL = Preprocessing(resize=256, crop=224)
+_RESIZE, _CROP = 256, 224
+_RGB = 3
+
+_KINDS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 
 
-def choose_preprocessing(spec: ModelSpec, published: PublishedWeights | None) -> Preprocessing:
+def usual_preprocessing(channels: int) -> Preprocessing:
+    """Return what is assumed where nothing is known: ImageNet's for RGB, and 0.5 for grayscale and RGBA."""
+    if channels == _RGB:
+        return Preprocessing(resize=_RESIZE, crop=_CROP)
+    half = (0.5,) * channels
+    return Preprocessing(resize=_RESIZE, crop=_CROP, mean=half, std=half)
+
+
+def choose_preprocessing(
+    spec: ModelSpec, published: PublishedWeights | None, channels: int | None = None
+) -> Preprocessing:
     """Return the preprocessing of a bundle.
 
     The crop is the image size. What the request leaves open is that of the published weights, or else ImageNet's usual:
-    the shorter side in the ratio 256 to 224 to the crop, bilinear, ImageNet's mean and standard deviation. Raises
-    RequestError for values that cannot be.
+    the shorter side in the ratio 256 to 224 to the crop, bilinear, ImageNet's mean and standard deviation. For an
+    oblong crop nothing is usual: the image is squashed to it. For grayscale and RGBA, mean and standard deviation are
+    0.5.
+
+    Args:
+        spec: the request.
+        published: the published weights that are asked for.
+        channels: the network's input channels, where its weights say so; they are held to `spec.input_channels`.
+
+    Raises RequestError for values that cannot be.
     """
-    resize, crop = (_USUAL.resize, _USUAL.crop) if published is None else (published.resize, published.crop)
+    count = _channels(spec, channels)
+    crop = _collapsed(spec.image_size)
+    shorter, of = (_RESIZE, _CROP) if published is None else (published.resize, published.crop)
+    resize = spec.resize
+    if resize is None:
+        resize = round(crop * shorter / of) if isinstance(crop, int) else crop
+    usual = usual_preprocessing(count)
     chosen = Preprocessing(
-        resize=round(spec.image_size * resize / crop) if spec.resize is None else spec.resize,
-        crop=spec.image_size,
-        interpolation=_USUAL.interpolation if spec.interpolation is None else spec.interpolation,
-        mean=_USUAL.mean if spec.mean is None else spec.mean,
-        std=_USUAL.std if spec.std is None else spec.std,
+        resize=resize,
+        crop=crop,
+        interpolation=usual.interpolation if spec.interpolation is None else spec.interpolation,
+        mean=usual.mean if spec.mean is None else _per_channel(spec.mean, count, "mean"),
+        std=usual.std if spec.std is None else _per_channel(spec.std, count, "standard deviation"),
     )
-    if chosen.resize < chosen.crop:
+    _check_sizes(chosen)
+    if not all(0 <= value <= 1 for value in chosen.mean):
         raise RequestError(
-            f"the shorter side is to be resized to {chosen.resize} pixels and cropped to {chosen.crop}, which it does "
-            f"not have; give --resize {chosen.crop} or more"
+            f"the mean is {_numbers(chosen.mean)}, expected numbers from 0 to 1, as fractions of 255; divide yours by "
+            "255"
         )
-    if len(chosen.mean) != 3 or not all(0 <= value <= 1 for value in chosen.mean):
+    if not all(0 < value <= 1 for value in chosen.std):
         raise RequestError(
-            f"the mean is {_numbers(chosen.mean)}, expected three numbers from 0 to 1, for red, green and blue as "
-            "fractions of 255; divide yours by 255"
-        )
-    if len(chosen.std) != 3 or not all(0 < value <= 1 for value in chosen.std):
-        raise RequestError(
-            f"the standard deviation is {_numbers(chosen.std)}, expected three numbers above 0 and up to 1, for red, "
-            "green and blue as fractions of 255; divide yours by 255"
+            f"the standard deviation is {_numbers(chosen.std)}, expected numbers above 0 and up to 1, as fractions of "
+            "255; divide yours by 255"
         )
     return chosen
 
@@ -50,10 +74,57 @@ def assumed(spec: ModelSpec, chosen: Preprocessing) -> tuple[str, ...]:
     """Return the notice that a checkpoint's preprocessing was guessed, if the request says nothing of it."""
     if any(given is not None for given in (spec.resize, spec.interpolation, spec.mean, spec.std)):
         return ()
+    usual = chosen.channels == _RGB and isinstance(chosen.crop, int)
+    whose = "ImageNet's" if usual else "this"
     return (
-        f"the checkpoint does not say what its images are like, ImageNet's preprocessing is assumed: {chosen.words}; "
+        f"the checkpoint does not say what its images are like, {whose} preprocessing is assumed: {chosen.words}; "
         "if it was trained otherwise, give --resize, --interpolation, --mean or --std",
     )
+
+
+def _channels(spec: ModelSpec, channels: int | None) -> int:
+    asked = spec.input_channels
+    if asked is not None and channels is not None and asked != channels:
+        raise RequestError(
+            f"the network has {channels} input channels, but --input-channels is {asked}; leave it out"
+        )
+    given = next(
+        (len(values) for values in (spec.mean, spec.std) if values is not None and len(values) > 1), _RGB
+    )
+    count = channels or asked or (given if given in CHANNELS else _RGB)
+    if count not in CHANNELS:
+        known = ", ".join(f"{number} ({kind})" for number, kind in _KINDS.items())
+        raise RequestError(f"the network has {count} input channels, and images are decoded to {known}")
+    return count
+
+
+def _per_channel(values: tuple[float, ...], count: int, what: str) -> tuple[float, ...]:
+    if len(values) not in (1, count):
+        raise RequestError(
+            f"the {what} is {_numbers(values)}, and the network has {count} input channel{'s' if count > 1 else ''} "
+            f"({_KINDS[count]}); give one number for each, or one for all"
+        )
+    return values if len(values) == count else values * count
+
+
+def _check_sizes(chosen: Preprocessing) -> None:
+    if isinstance(chosen.resize, int):
+        fits, least = max(chosen.size) <= chosen.resize, str(max(chosen.size))
+        resized = f"the shorter side is to be resized to {chosen.resize} pixels"
+    else:
+        (height, width), (rows, columns) = chosen.resize, chosen.size
+        fits, least = rows <= height and columns <= width, f"{rows}x{columns}"
+        resized = f"the image is to be squashed to {height} × {width} pixels"
+    if not fits:
+        crop = chosen.crop if isinstance(chosen.crop, int) else f"{chosen.size[0]} × {chosen.size[1]}"
+        raise RequestError(
+            f"{resized} and cropped to {crop}, which it does not have; give --resize {least} or more"
+        )
+
+
+def _collapsed(size: Size) -> Size:
+    """Return the side alone for a square."""
+    return size[0] if not isinstance(size, int) and size[0] == size[1] else size
 
 
 def _numbers(values: tuple[float, ...]) -> str:

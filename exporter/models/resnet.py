@@ -100,10 +100,10 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Normalized RGB, float32 [N, 3, H, W] → logits, float32 [N, classes]."""
 
-    def __init__(self, architecture: Architecture, num_classes: int) -> None:
+    def __init__(self, architecture: Architecture, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         block = BasicBlock if architecture.block == "basic" else Bottleneck
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -141,13 +141,13 @@ def _stage(
     )
 
 
-def build(architecture: Architecture, num_classes: int = 1000) -> ResNet:
+def build(architecture: Architecture, num_classes: int = 1000, in_channels: int = 3) -> ResNet:
     """Return the network in eval mode with every parameter zero, to be filled by `load_state_dict` or `initialize`.
 
     No random number is drawn, and no time spent on an initialization that would be overwritten.
     """
     with torch.device("meta"):
-        network = ResNet(architecture, num_classes)
+        network = ResNet(architecture, num_classes, in_channels)
     network.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in network.parameters():
@@ -172,7 +172,7 @@ def initialize(network: ResNet, seed: int, images: Tensor, progress: Progress = 
     Args:
         network: any network of `build`; it is left in eval mode.
         seed: decides every random number. The global random state is neither read nor changed.
-        images: normalized float32 [K, 3, H, W], at least two and not all alike.
+        images: normalized float32 [K, C, H, W], at least two and not all alike.
         progress: told how many blocks have their statistics.
     """
     generator = torch.Generator().manual_seed(seed)

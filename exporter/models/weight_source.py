@@ -41,7 +41,7 @@ def locate(spec: ModelSpec) -> Source:
     """
     if spec.num_classes is not None and spec.num_classes < 1:
         raise RequestError(f"the number of classes is {spec.num_classes}, expected at least 1")
-    if spec.image_size < _STRIDE:
+    if min(spec.image_size if isinstance(spec.image_size, tuple) else (spec.image_size,)) < _STRIDE:
         raise RequestError(
             f"the image size is {spec.image_size}, expected at least {_STRIDE}, the network's total stride"
         )

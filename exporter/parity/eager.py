@@ -87,7 +87,8 @@ def _spec(manifest: Manifest, weights: str | os.PathLike[str] | None) -> ModelSp
     spec = ModelSpec(
         arch=manifest.model.arch,
         num_classes=manifest.model.num_classes,
-        image_size=manifest.preprocessing.crop,
+        image_size=manifest.preprocessing.size,
+        input_channels=manifest.preprocessing.channels,
     )
     if info.source == "untrained":
         if weights is not None:

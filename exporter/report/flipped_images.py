@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from resnet_export.exporter.report.report_data import ImageKey, Material, flipped
 from resnet_export.runtime.parity.measure.comparison import Flip
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport
+from resnet_export.runtime.preprocess import decode
 
 SIDE = 128
 """Pixels on the longer side of a picture; twice what is shown on a phone, so that it is sharp there."""
@@ -125,9 +126,7 @@ def _margin(flip: Flip) -> str:
 
 
 def _data_uri(crop: NDArray[np.uint8]) -> str:
-    from PIL import Image
-
-    picture = Image.fromarray(np.ascontiguousarray(crop))
+    picture = decode(crop, color="rgb")
     picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=_QUALITY, optimize=True)

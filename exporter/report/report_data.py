@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.calibration.data.dataset import DatasetWarning, open_dataset
+from resnet_export.calibration.data.dataset import DatasetWarning, crop_image, open_dataset
 from resnet_export.calibration.data.image_sources import Classes, list_images
 from resnet_export.calibration.observe.table import CalibrationTable, decode_table
 from resnet_export.runtime.bundle.golden import read_golden
@@ -33,7 +33,6 @@ from resnet_export.runtime.errors import BundleError, DatasetError, ImageError, 
 from resnet_export.runtime.parity.measure.comparison import Flip, printable
 from resnet_export.runtime.parity.report.schema import ParityReport, decode_report
 from resnet_export.runtime.parity.report.search_report import PlanSummary
-from resnet_export.runtime.preprocess import load
 
 TABLE = "calibration.json"
 REPORT = "report.json"
@@ -223,10 +222,7 @@ def _position(selected: tuple[str, ...], index: int, name: str) -> int | None:
 def _crop(
     image: Path | NDArray[np.uint8], preprocessing: Preprocessing, name: str
 ) -> NDArray[np.uint8] | None:
-    side = preprocessing.crop
-    if isinstance(image, np.ndarray) and image.shape == (side, side, 3):
-        return image
     try:
-        return load(image, preprocessing, name=name if isinstance(image, np.ndarray) else None)
+        return crop_image(image, preprocessing, name)
     except ImageError:
         return None

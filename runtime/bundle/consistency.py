@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from resnet_export.runtime.bundle.schema import CHANNELS
+
 if TYPE_CHECKING:
     from resnet_export.runtime.bundle.schema import BatchRange, Manifest
 
@@ -41,16 +43,12 @@ def _classes(manifest: Manifest) -> Iterator[str]:
 
 
 def _tensors(manifest: Manifest) -> Iterator[str]:
-    tensor, side = manifest.input, manifest.preprocessing.crop
-    if manifest.preprocessing.in_graph:
-        expected = ("input", "uint8", "NHWC", ("N", side, side, 3))
-    else:
-        expected = ("input", "float32", "NCHW", ("N", 3, side, side))
-    found = (tensor.name, tensor.dtype, tensor.layout, tensor.shape)
+    found, expected = manifest.input, manifest.preprocessing.input_spec
     if found != expected:
         yield (
-            f"input is {found[0]!r} {found[1]} {found[2]} {_shape(found[3])}, expected {expected[0]!r} "
-            f"{expected[1]} {expected[2]} {_shape(expected[3])}, as preprocessing.crop and .in_graph say"
+            f"input is {found.name!r} {found.dtype} {found.layout} {_shape(found.shape)}, expected {expected.name!r} "
+            f"{expected.dtype} {expected.layout} {_shape(expected.shape)}, "
+            "as preprocessing.crop, .mean and .in_graph say"
         )
 
 
@@ -69,8 +67,14 @@ def _ordered(where: str, batch: BatchRange) -> Iterator[str]:
 
 def _preprocessing(manifest: Manifest) -> Iterator[str]:
     steps = manifest.preprocessing
-    if steps.crop > steps.resize:
+    resized = (steps.resize, steps.resize) if isinstance(steps.resize, int) else steps.resize
+    if any(crop > side for crop, side in zip(steps.size, resized, strict=True)):
         yield f"preprocessing.crop is {steps.crop}, larger than preprocessing.resize, {steps.resize}"
+    if steps.channels not in CHANNELS or len(steps.std) != steps.channels:
+        yield (
+            f"preprocessing.mean has {len(steps.mean)} numbers and preprocessing.std {len(steps.std)}, expected one "
+            "for each of 1, 3 or 4 channels"
+        )
     if not all(math.isfinite(value) for value in steps.mean):
         yield f"preprocessing.mean is {steps.mean}, expected finite numbers"
     if not all(math.isfinite(value) and value > 0 for value in steps.std):

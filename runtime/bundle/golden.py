@@ -1,7 +1,7 @@
 """The golden outputs that travel with a bundle: real images, the logits of every stage on them, and a sample.
 
 `golden.npz` is a zip archive of .npy arrays (NEP 1), stored without compression: `images`, uint8
-[N, H, W, 3], RGB, cropped and not normalized; for every stage `logits.<stage>`, float32 [N, classes]; and, in
+[N, H, W, C], cropped and not normalized; for every stage `logits.<stage>`, float32 [N, classes]; and, in
 `sample.*`, an image file with what the export's preprocessing made of it. With them parity, preprocessing
 included, can be checked on a device that has no torch.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.runtime.bundle.manifest import Manifest, read_artifact, read_stable
+from resnet_export.runtime.bundle.schema import CHANNELS
 from resnet_export.runtime.errors import IntegrityError
 
 EAGER: Final = "eager"
@@ -35,8 +36,8 @@ class Sample:
 
     Attributes:
         file: the bytes of a PNG, which is lossless; it carries an EXIF orientation.
-        crop: uint8 [H, W, 3], what decoding, resizing and cropping make of it.
-        values: float32 [3, 256], what normalization makes of each byte in each channel.
+        crop: uint8 [H, W, C], what decoding, resizing and cropping make of it.
+        values: float32 [C, 256], what normalization makes of each byte in each channel.
     """
 
     file: bytes
@@ -49,7 +50,7 @@ class Golden:
     """Inputs and reference outputs.
 
     Attributes:
-        images: uint8 [N, H, W, 3], RGB, as `preprocess` crops them.
+        images: uint8 [N, H, W, C], as `preprocess` crops them.
         logits: stage → float32 [N, classes]; the eager model's are under "eager". All arrays are read-only.
         sample: evidence of the preprocessing, None in bundles that were written without it.
     """
@@ -65,8 +66,8 @@ def encode_golden(golden: Golden) -> bytes:
     Raises ValueError for arrays of another dtype or shape than `Golden` documents.
     """
     images = golden.images
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-        raise ValueError(f"golden images are {images.dtype} {images.shape}, expected uint8 (N, H, W, 3)")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in CHANNELS or not len(images):
+        raise ValueError(f"golden images are {images.dtype} {images.shape}, expected uint8 (N, H, W, C)")
     if EAGER not in golden.logits:
         raise ValueError(
             f"golden logits have the stages {', '.join(golden.logits)}, expected {EAGER} among them"
@@ -84,12 +85,12 @@ def encode_golden(golden: Golden) -> bytes:
         and sample.crop.dtype == np.uint8
         and sample.crop.shape == images.shape[1:]
         and sample.values.dtype == np.float32
-        and sample.values.shape == (3, _BYTE_VALUES)
+        and sample.values.shape == (images.shape[-1], _BYTE_VALUES)
     ):
         raise ValueError(
             f"the sample has {len(sample.file)} bytes, a crop {sample.crop.dtype} {sample.crop.shape} and values "
             f"{sample.values.dtype} {sample.values.shape}, expected some, uint8 {images.shape[1:]} and float32 "
-            f"(3, {_BYTE_VALUES})"
+            f"({images.shape[-1]}, {_BYTE_VALUES})"
         )
     buffer = io.BytesIO()
     # numpy gives every member the same time stamp, 1980-01-01.
@@ -131,7 +132,7 @@ def read_golden(bundle: str | os.PathLike[str]) -> Golden:
 
 
 def _decode(data: bytes, manifest: Manifest) -> Golden:
-    count, side = manifest.golden.count, manifest.preprocessing.crop
+    count, crop = manifest.golden.count, manifest.preprocessing.crop_shape
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         expected = {_IMAGES, *(_LOGITS + stage for stage in manifest.golden.stages)}
         if manifest.golden.sample_bytes is not None:
@@ -140,7 +141,7 @@ def _decode(data: bytes, manifest: Manifest) -> Golden:
         if found != expected or len(archive.namelist()) != len(expected):
             raise ValueError(f"it holds {', '.join(sorted(found))}, expected {', '.join(sorted(expected))}")
         return Golden(
-            images=_member(archive, _IMAGES, np.dtype(np.uint8), (count, side, side, 3)),
+            images=_member(archive, _IMAGES, np.dtype(np.uint8), (count, *crop)),
             logits={
                 stage: _member(
                     archive, _LOGITS + stage, np.dtype(np.float32), (count, manifest.model.num_classes)
@@ -152,13 +153,13 @@ def _decode(data: bytes, manifest: Manifest) -> Golden:
 
 
 def _sample(archive: zipfile.ZipFile, manifest: Manifest) -> Sample | None:
-    size, side = manifest.golden.sample_bytes, manifest.preprocessing.crop
+    size, crop = manifest.golden.sample_bytes, manifest.preprocessing.crop_shape
     if size is None:
         return None
     return Sample(
         file=_member(archive, _FILE, np.dtype(np.uint8), (size,)).tobytes(),
-        crop=_member(archive, _CROP, np.dtype(np.uint8), (side, side, 3)),
-        values=_member(archive, _VALUES, np.dtype(np.float32), (3, _BYTE_VALUES)),
+        crop=_member(archive, _CROP, np.dtype(np.uint8), crop),
+        values=_member(archive, _VALUES, np.dtype(np.float32), (crop[2], _BYTE_VALUES)),
     )
 
 

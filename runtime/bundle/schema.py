@@ -31,7 +31,12 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 # Text that ends up on a terminal: no control characters, so a bundle cannot send escape sequences to it.
 Line = Annotated[str, msgspec.Meta(pattern=rf"^[^\x00-\x08\x0a-\x1f\x7f-\x9f]*{_END}", max_length=1000)]
 Prose = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$", max_length=20_000)]
-Triple = tuple[float, float, float]
+Channels = Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=4)]
+# Not tuple[Count, Count]: msgspec 0.22 leaves a broken tuple to the garbage collector when it refuses one in a union.
+Sides = Annotated[tuple[Count, ...], msgspec.Meta(min_length=2, max_length=2)]
+CHANNELS: Final = (1, 3, 4)
+"""Numbers of input channels: grayscale, RGB, RGBA."""
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,24 +63,56 @@ class BatchRange(Struct, frozen=True):
 class Preprocessing(Struct, frozen=True):
     """How an image becomes the input tensor.
 
-    Decode to RGB, resize the shorter side to `resize` (Pillow's antialiased filter `interpolation`), cut the
-    central `crop` × `crop` square, and normalize (value / 255 - mean) / std per channel. When `in_graph`,
-    normalization is part of the artifacts and the input is the raw crop, uint8 [N, H, W, 3].
+    Decode to as many channels as `mean` has numbers (1: grayscale, 3: RGB, 4: RGBA), resize with Pillow's filter
+    `interpolation` (antialiased but for "nearest"), cut the center of the size `crop`, and normalize
+    (value / 255 - mean) / std per channel. `resize` is the length of the shorter side, or [height, width], to which the
+    image is squashed whatever its aspect ratio; `crop` is the side of a square, or [height, width]. When `in_graph`,
+    normalization is part of the artifacts and the input is the raw crop, uint8 [N, H, W, C].
     """
 
-    resize: Count = 256
-    crop: Count = 224
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
+    resize: Count | Sides = 256
+    crop: Count | Sides = 224
+    interpolation: Interpolation = "bilinear"
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
     in_graph: bool = False
+
+    @property
+    def channels(self) -> int:
+        """The number of input channels: 1, 3 or 4."""
+        return len(self.mean)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the crop in pixels."""
+        height, width = (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+        return height, width
+
+    @property
+    def crop_shape(self) -> tuple[int, int, int]:
+        """Shape (height, width, channels) of a crop, uint8."""
+        return (*self.size, self.channels)
+
+    @property
+    def input_spec(self) -> TensorSpec:
+        """The input tensor of every artifact."""
+        if self.in_graph:
+            shape: tuple[int | Literal["N"], ...] = ("N", *self.crop_shape)
+            return TensorSpec(name="input", dtype="uint8", layout="NHWC", shape=shape)
+        height, width, channels = self.crop_shape
+        return TensorSpec(name="input", dtype="float32", layout="NCHW", shape=("N", channels, height, width))
 
     @property
     def words(self) -> str:
         """The steps in words: "shorter side to 256 (bilinear), central 224 × 224, mean 0.485,0.456,0.406, std …"."""
-        mean, std = (",".join(f"{value:g}" for value in triple) for triple in (self.mean, self.std))
+        mean, std = (",".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        if isinstance(self.resize, int):
+            resized = f"shorter side to {self.resize}"
+        else:
+            resized = f"squashed to {self.resize[0]} × {self.resize[1]}"
+        color = {1: "grayscale, ", 4: "RGBA, "}.get(self.channels, "")
         return (
-            f"shorter side to {self.resize} ({self.interpolation}), central {self.crop} × {self.crop}, "
+            f"{color}{resized} ({self.interpolation}), central {self.size[0]} × {self.size[1]}, "
             f"mean {mean}, std {std}"
         )
 
@@ -186,7 +223,7 @@ class Artifact(Struct, frozen=True):
 
 
 class GoldenInfo(Struct, frozen=True):
-    """`golden.npz`: `images` uint8 [N, H, W, 3]; `logits.<stage>` float32 [N, classes] for each stage, the
+    """`golden.npz`: `images` uint8 [N, H, W, C]; `logits.<stage>` float32 [N, classes] for each stage, the
     eager model's under `logits.eager`. `source` says whether the images are the bundled photographs or the
     user's calibration set. `sample_bytes` is the length of the image file in `sample.file`, None when the
     archive holds no sample of the preprocessing.

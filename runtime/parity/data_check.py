@@ -28,7 +28,7 @@ ADD_EAGER = "--reference eager (with --weights, if the bundle is of a checkpoint
 
 def inputs(data: Iterable[ImageBatch], context: CheckContext) -> Iterator[ImageBatch]:
     """Return the batches with network inputs in place of crops; looks at the first before any work is done."""
-    batches = _limited(data, context.spec.limit, context.manifest.preprocessing.crop)
+    batches = _limited(data, context.spec.limit, context.manifest.preprocessing.crop_shape)
     first = next(batches, None)
     if first is None:
         raise DatasetError(f"there is no image in {context.spec.data}; give at least one")
@@ -45,10 +45,12 @@ def inputs(data: Iterable[ImageBatch], context: CheckContext) -> Iterator[ImageB
     )
 
 
-def _limited(data: Iterable[ImageBatch], limit: int | None, side: int) -> Iterator[ImageBatch]:
+def _limited(
+    data: Iterable[ImageBatch], limit: int | None, crop: tuple[int, int, int]
+) -> Iterator[ImageBatch]:
     left = math.inf if limit is None else limit
     for batch in data:
-        _check_batch(batch, side)
+        _check_batch(batch, crop)
         count = len(batch.images)
         if count > left:
             keep = int(left)
@@ -62,22 +64,20 @@ def _limited(data: Iterable[ImageBatch], limit: int | None, side: int) -> Iterat
             return
 
 
-def _check_batch(batch: Any, side: int) -> None:
-    """Raise RequestError unless `batch` is an `ImageBatch` of crops, uint8 [n, side, side, 3]."""
+def _check_batch(batch: Any, crop: tuple[int, int, int]) -> None:
+    """Raise RequestError unless `batch` is an `ImageBatch` of crops, uint8 [n, H, W, C]."""
     if not all(hasattr(batch, name) for name in ("images", "labels", "names")):
         raise RequestError(
             f"the batches hold {quoted(batch)}, expected batches with images, labels and names, such as "
             "resnet_export.runtime.parity.Batch"
         )
-    images = batch.images
+    images, expected = batch.images, f"uint8 [n, {', '.join(map(str, crop))}]"
     if not isinstance(images, np.ndarray):
+        raise RequestError(f"the images of a batch are {quoted(images)}, expected {expected}")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != crop:
         raise RequestError(
-            f"the images of a batch are {quoted(images)}, expected uint8 [n, {side}, {side}, 3]"
-        )
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
-        raise RequestError(
-            f"the images of a batch are {images.dtype} {list(images.shape)}, expected crops, uint8 "
-            f"[n, {side}, {side}, 3]; resnet_export.runtime.preprocess.load makes them"
+            f"the images of a batch are {images.dtype} {list(images.shape)}, expected crops, {expected}; "
+            "resnet_export.runtime.preprocess.load makes them"
         )
 
 

@@ -59,10 +59,10 @@ def _crop(sample: Sample, preprocessing: Preprocessing) -> Repeated:
 
 
 def _normalized(sample: Sample, preprocessing: Preprocessing) -> Repeated:
-    every = np.arange(256, dtype=np.uint8)[None, None, :, None].repeat(3, axis=3)
+    every = np.arange(256, dtype=np.uint8)[None, None, :, None].repeat(preprocessing.channels, axis=3)
     outside = msgspec.structs.replace(preprocessing, in_graph=False)
     found = [preprocess.to_input(images, outside).ravel() for images in (sample.crop[None], every)]
-    channels = np.arange(3)[:, None, None]
+    channels = np.arange(preprocessing.channels)[:, None, None]
     expected = [sample.values[channels, sample.crop.transpose(2, 0, 1)].ravel(), sample.values.ravel()]
     return Repeated(
         np.concatenate(found),

@@ -159,8 +159,7 @@ def in_bottleneck(name: str, stage: str, edit: Edit) -> Fault:
         network = build(BOTTLENECK14, 10)
         network.load_state_dict(torch.load(lab.checkpoint(BOTTLENECK14), weights_only=True))
         reference = record_reference(network.eval(), lab.golden_inputs())
-        side = lab.manifest.preprocessing.crop
-        exported, _ = to_onnx(network, image_size=side, batch=lab.manifest.batch, reference=reference)
+        exported, _ = to_onnx(network, batch=lab.manifest.batch, reference=reference)
         clean = simplify(exported).model
         faulty = edit(clean)
         found = logits(faulty, reference.images)

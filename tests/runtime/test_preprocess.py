@@ -3,13 +3,15 @@ from __future__ import annotations
 import io
 import os
 import struct
+import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from resnet_export.runtime.bundle.manifest import Preprocessing
+from resnet_export.runtime.bundle.schema import CHANNELS, Interpolation
 from resnet_export.runtime.errors import ImageError
-from resnet_export.runtime.preprocess import decode, load, normalize, prepare, to_input
+from resnet_export.runtime.preprocess import ColorOrderWarning, decode, load, normalize, prepare, to_input
 
 # (width, height)
 SIZES = (
@@ -49,7 +52,7 @@ def evaluation_transform(torchvision: ModuleType) -> Callable[[Preprocessing], A
     def build(preprocessing: Preprocessing) -> Any:
         mode = transforms.InterpolationMode(preprocessing.interpolation)
         return transforms.Compose(
-            [transforms.Resize(preprocessing.resize, mode), transforms.CenterCrop(preprocessing.crop)]
+            [transforms.Resize(preprocessing.resize, mode), transforms.CenterCrop(preprocessing.size)]
         )
 
     return build
@@ -57,6 +60,12 @@ def evaluation_transform(torchvision: ModuleType) -> Callable[[Preprocessing], A
 
 def noise(*shape: int, seed: int = 0, dtype: Any = np.uint8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def replaced(channels: int, **settings: Any) -> Preprocessing:
+    """Preprocessing of so many channels."""
+    half = (0.5,) * channels
+    return Preprocessing(**{"mean": half, "std": half} | settings)
 
 
 def noise_image(mode: str, size: tuple[int, int]) -> Image.Image:
@@ -97,7 +106,7 @@ def png(width: int, height: int, depth: int, color: int, rows: np.ndarray) -> by
 
 
 def tiff(width: int, height: int, bits: int, photometric: int, data: bytes) -> bytes:
-    """An uncompressed little-endian greyscale TIFF written by hand: Pillow cannot write these variants."""
+    """An uncompressed little-endian grayscale TIFF written by hand: Pillow cannot write these variants."""
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8 + 2 + 12 * 9 + 4, 277: 1}
     tags |= {278: height, 279: len(data)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
@@ -162,40 +171,107 @@ def test_photographs_give_the_bytes_and_the_floats_of_torchvision(
 @given(
     width=st.integers(1, 90),
     height=st.integers(1, 90),
-    resize=st.integers(1, 80),
-    crop=st.integers(1, 80),
-    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    resize=st.integers(1, 80) | st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    crop=st.integers(1, 80) | st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    interpolation=st.sampled_from(get_args(Interpolation)),
+    channels=st.sampled_from(list(CHANNELS)),
     seed=st.integers(0, 9),
 )
-def test_any_size_resize_and_crop_give_the_bytes_of_torchvision(
+def test_any_size_resize_crop_filter_and_channels_give_the_bytes_of_torchvision(
     width: int,
     height: int,
-    resize: int,
-    crop: int,
+    resize: Any,
+    crop: Any,
     interpolation: Any,
+    channels: int,
     seed: int,
     evaluation_transform: Callable[[Preprocessing], Any],
 ) -> None:
-    preprocessing = Preprocessing(resize=resize, crop=crop, interpolation=interpolation)
-    image = Image.fromarray(noise(height, width, 3, seed=seed))
+    preprocessing = replaced(channels, resize=resize, crop=crop, interpolation=interpolation)
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    image = Image.fromarray(noise(height, width, 4, seed=seed)).convert(mode)
     expected = np.asarray(evaluation_transform(preprocessing)(image))
-    assert np.array_equal(prepare(image, preprocessing), expected)
+    crop = prepare(image, preprocessing)
+    assert crop.shape == preprocessing.crop_shape
+    assert np.array_equal(crop, expected.reshape(crop.shape))
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
+def test_every_mode_is_decoded_as_pillow_converts_it(channels: int, mode: str) -> None:
+    for name in MODES:
+        image = noise_image(name, (23, 17))
+        if (
+            name == "RGBX" and mode == "RGBA"
+        ):  # Pillow would make the fourth band of such an image opaque alpha
+            expected = np.stack([np.asarray(band) for band in image.split()], axis=-1)
+        elif name == "LAB":  # Pillow has no direct way
+            expected = np.asarray(image.convert("RGB").convert(mode))
+        else:
+            plain = image.copy()
+            if mode == "L":
+                plain.info = {}
+            expected = np.asarray(plain.convert(mode))
+        found = decode(image, channels=channels)
+        assert found.mode == mode, name
+        assert np.array_equal(found, expected), name
+
+
+def test_grayscale_is_torchvisions(torchvision: ModuleType, photograph_files: list[Path]) -> None:
+    from torchvision import transforms
+
+    preprocessing = replaced(1, resize=40, crop=(24, 32))
+    reference = transforms.Compose(
+        [
+            transforms.Grayscale(),
+            transforms.Resize(40),
+            transforms.CenterCrop((24, 32)),
+            transforms.ToTensor(),
+            transforms.Normalize(preprocessing.mean, preprocessing.std),
+        ]
+    )
+    for photo in photograph_files:
+        with Image.open(photo) as image:
+            expected = reference(image.convert("RGB")).numpy()
+        ours = to_input(load(photo, preprocessing)[None], preprocessing)[0]
+        assert ours.shape == (1, 24, 32)
+        assert np.array_equal(ours, expected)
+
+
+def test_samples_of_more_than_8_bits_keep_their_high_byte_in_every_mode() -> None:
+    samples = noise(5, 7, dtype=np.uint16)
+    data = png(7, 5, 16, 0, samples)
+    assert np.array_equal(decode(data, channels=1), samples >> 8)
+    rgba = np.asarray(decode(data, channels=4))
+    assert np.array_equal(rgba[..., 1], samples >> 8)
+    assert (rgba[..., 3] == 255).all()
+
+
+def test_a_fourth_band_that_is_not_alpha_is_refused_rather_than_dropped() -> None:
+    bands = [Image.fromarray(band) for band in noise(4, 5, 6)]
+    data = encoded(Image.merge("RGBX", bands), "TIFF")
+    with pytest.raises(ImageError, match="fourth band that is not declared as alpha"):
+        decode(data, channels=4)
+    assert decode(data).mode == "RGB"
+    declared = encoded(Image.merge("RGBA", bands), "TIFF")
+    assert np.array_equal(decode(declared, channels=4), Image.merge("RGBA", bands))
 
 
 @settings(max_examples=50, deadline=None)
 @given(
-    mean=st.tuples(*[st.floats(0, 1, width=32)] * 3),
-    std=st.tuples(*[st.floats(0.0625, 1, width=32)] * 3),
+    channels=st.sampled_from(list(CHANNELS)),
+    data=st.data(),
 )
 def test_normalized_values_are_torchvisions_bit_for_bit(
-    mean: tuple[float, float, float], std: tuple[float, float, float], torchvision: ModuleType
+    channels: int, data: st.DataObject, torchvision: ModuleType
 ) -> None:
     from torchvision import transforms
 
-    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    mean = data.draw(st.tuples(*[st.floats(0, 1, width=32)] * channels))
+    std = data.draw(st.tuples(*[st.floats(0.0625, 1, width=32)] * channels))
+    pixels = np.arange(256, dtype=np.uint8).repeat(channels).reshape(16, 16, channels)
     reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     ours = normalize(np.stack([pixels, pixels[::-1]]), Preprocessing(mean=mean, std=std))
-    assert ours.shape == (2, 3, 16, 16)
+    assert ours.shape == (2, channels, 16, 16)
     assert ours.dtype == np.float32
     assert ours.flags.c_contiguous
     for image, expected in zip(ours, (pixels, pixels[::-1].copy()), strict=True):
@@ -234,10 +310,92 @@ def test_an_image_that_is_passed_in_is_left_as_it_is() -> None:
     assert image.mode == "P"
 
 
-def test_grey_and_rgba_arrays_are_decoded() -> None:
-    grey, rgba = noise(5, 7), noise(5, 7, 4)
-    assert np.array_equal(decode(grey), np.repeat(grey[..., None], 3, axis=2))
+def test_gray_and_rgba_arrays_are_decoded() -> None:
+    gray, rgba = noise(5, 7), noise(5, 7, 4)
+    for array in (gray, gray[..., None]):
+        assert np.array_equal(decode(array), np.repeat(gray[..., None], 3, axis=2))
+        assert np.array_equal(decode(array, channels=1), gray)
     assert np.array_equal(decode(rgba), rgba[..., :3])
+    assert np.array_equal(decode(rgba, channels=4), rgba)
+    assert np.array_equal(decode(rgba[::2, ::-1]), rgba[::2, ::-1, :3])  # strided
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_opencvs_frames_are_taken_in_their_order(channels: int) -> None:
+    for bands in (3, 4):
+        rgb = noise(5, 7, bands)
+        bgr = rgb[..., [2, 1, 0, 3][:bands]]
+        expected = decode(rgb, channels=channels, color="rgb")
+        assert np.array_equal(decode(bgr, channels=channels, color="bgr"), expected)
+    gray = noise(5, 7)
+    assert np.array_equal(decode(gray, color="bgr"), decode(gray))
+
+
+def test_the_order_of_an_array_is_asked_for_where_opencv_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", ModuleType("cv2"))
+    frame = noise(5, 7, 3)
+    with pytest.warns(ColorOrderWarning, match="color='bgr'"):
+        silent = decode(frame)
+    # Warnings are errors: what says its order, or has none, is not warned of.
+    assert np.array_equal(silent, decode(frame, color="rgb"))
+    decode(frame, color="bgr")
+    decode(noise(5, 7))
+    decode(encoded(Image.fromarray(frame), "PNG"))
+    decode(Image.fromarray(frame))
+
+
+def test_the_order_of_files_and_pil_images_is_their_own(photograph_files: list[Path]) -> None:
+    expected = decode(photograph_files[0])
+    assert np.array_equal(decode(photograph_files[0], color="bgr"), expected)
+    assert np.array_equal(decode(expected, color="bgr"), expected)
+    with pytest.raises(ImageError, match="color is 'BGR', expected 'rgb', or 'bgr' for OpenCV's frames"):
+        decode(expected, color="BGR")  # type: ignore[arg-type]
+
+
+def test_opened_files_are_read_from_their_start_and_left_open(photograph_files: list[Path]) -> None:
+    photo = photograph_files[0]
+    expected = np.asarray(decode(photo))
+    written = io.BytesIO()
+    written.write(photo.read_bytes())  # stands at its end
+    with photo.open("rb") as file, tempfile.SpooledTemporaryFile() as upload:
+        upload.write(photo.read_bytes())
+        for source in (io.BytesIO(photo.read_bytes()), written, file, upload, photo.open("rb", buffering=0)):
+            for _ in range(2):
+                assert np.array_equal(np.asarray(decode(source)), expected)
+            assert not source.closed
+        source.close()
+
+
+def test_a_stream_that_cannot_be_rewound_is_read_from_where_it_stands(photograph_files: list[Path]) -> None:
+    class Body:
+        """What a web framework hands over."""
+
+        def read(self) -> bytes:
+            return photograph_files[0].read_bytes()
+
+    assert np.array_equal(decode(Body()), decode(photograph_files[0]))
+
+
+def test_opened_files_that_give_no_bytes_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    class Upload:
+        """As ASGI frameworks have them."""
+
+        async def read(self) -> bytes:
+            return b""
+
+    (tmp_path / "x.jpg").write_text("text")
+    closed = (tmp_path / "x.jpg").open("rb")
+    closed.close()
+    with (tmp_path / "x.jpg").open() as text:
+        for source, message in (
+            (text, "x.jpg' was opened as text; open it in binary mode, 'rb'"),
+            (io.StringIO("x"), "was opened as text"),
+            (closed, "cannot be read .*closed file.*; give an open binary file"),
+            (io.BytesIO(), "is empty; give an image file"),
+            (Upload(), "reads a coroutine, expected bytes; await its read"),
+        ):
+            with pytest.raises(ImageError, match=message):
+                decode(source)  # type: ignore[arg-type]
 
 
 def test_of_an_animation_the_first_frame_is_taken() -> None:
@@ -288,7 +446,7 @@ def test_a_damaged_exif_block_leaves_the_picture_as_stored() -> None:
 # More than eight bits, and other color models
 
 
-def test_16_bit_grey_is_scaled_as_pillow_scales_16_bit_colour() -> None:
+def test_16_bit_gray_is_scaled_as_pillow_scales_16_bit_colour() -> None:
     samples = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     color = png(256, 256, 16, 2, np.repeat(samples, 3, axis=1))
     expected = np.asarray(decode(color))
@@ -319,7 +477,7 @@ def test_a_dark_16_bit_file_is_not_brightened() -> None:
         assert not np.asarray(decode(data)).any()
 
 
-def test_16_bit_grey_with_alpha_keeps_its_grey() -> None:
+def test_16_bit_gray_with_alpha_keeps_its_grey() -> None:
     samples = noise(4, 6, dtype=np.uint16)
     data = png(6, 4, 16, 4, np.stack([samples, noise(4, 6, seed=1, dtype=np.uint16)], -1).reshape(4, 12))
     assert np.array_equal(np.asarray(decode(data))[..., 0], samples >> 8)
@@ -456,24 +614,58 @@ def test_a_damaged_file_gives_a_picture_or_an_image_error(data: st.DataObject) -
     assert image.mode == "RGB"
 
 
+FLOATS = np.linspace(0, 1, 60, dtype=np.float32).reshape(4, 5, 3)
+
+
 @pytest.mark.parametrize(
-    "array",
+    ("array", "advice"),
     [
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((3, 4, 5), np.uint8),
-        np.zeros((1, 4, 4, 3), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
+        (FLOATS, r"values are from 0 to 1: give \(image \* 255\)\.round\(\)\.astype\(np\.uint8\)"),
+        (FLOATS * 255, r"give image\.round\(\)\.astype\(np\.uint8\)"),
+        (FLOATS * 4 - 2, "values are from -2 to 2: give the image as it was before normalization"),
+        (FLOATS * np.nan, "as it was before normalization"),
+        (FLOATS.transpose(2, 0, 1), r"channels first: give image\.transpose\(1, 2, 0\), as uint8"),
+        (noise(3, 4, 5), r"channels first: give image\.transpose\(1, 2, 0\)$"),
+        (noise(1, 4, 5), "channels first"),
+        (noise(2, 4, 5, 3), "give the images of the batch one by one"),
+        (noise(5, 4, 2), "rows first and channels last"),
+        (noise(5), "rows first and channels last"),
+        (noise(4, 5, 3, dtype=np.uint16), "values are from .*: scale them to 0 to 255 first"),
+        (noise(4, 5, 3).astype(np.int64), r"give image\.astype\(np\.uint8\)"),
+        (noise(4, 5) > 99, r"give image\.astype\(np\.uint8\) \* 255"),
+        (noise(4, 5).astype(object), "convert it to 8 bits"),
+        (noise(0, 4, 3), "has no pixels"),
+        (np.zeros((0, 4, 3), np.float32), "convert it to 8 bits"),
     ],
-    ids=["float", "channels first", "batch", "empty"],
 )
-def test_an_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
-    with pytest.raises(ImageError):
-        decode(array)
+def test_an_array_of_another_kind_is_refused_with_what_makes_it_an_image(
+    array: np.ndarray, advice: str
+) -> None:
+    with pytest.raises(ImageError, match=advice) as caught:
+        load(array, Preprocessing(), name="image 7")
+    assert str(caught.value).startswith("image 7 ")
+    assert "\n" not in str(caught.value)
 
 
-def test_only_rgb_is_prepared() -> None:
-    with pytest.raises(ImageError, match=r"mode L, expected RGB; pass it through decode\(\) first$"):
-        prepare(Image.new("L", (4, 4)), Preprocessing())
+def test_values_that_are_not_images_are_refused_with_what_is_expected() -> None:
+    import torch
+
+    values: list[tuple[Any, str]] = [
+        (torch.zeros(3, 50, 60, dtype=torch.uint8), "torch.Tensor, .*numpy.asarray.*channels last"),
+        (torch.zeros(50, 60, 3), "torch.Tensor, .*numpy.asarray"),
+        (noise(4, 5, 3).tolist(), "type list, .*numpy.array"),
+        (None, "type NoneType, expected a path, bytes, an open file, a PIL image or a numpy array"),
+        (7, "type int, expected a path"),
+    ]
+    for value, message in values:
+        with pytest.raises(ImageError, match=message):
+            load(value, Preprocessing())
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_only_the_networks_mode_is_prepared(channels: int, mode: str) -> None:
+    with pytest.raises(ImageError, match=rf"mode LA, expected {mode}; pass it through decode\(\) first$"):
+        prepare(Image.new("LA", (4, 4)), replaced(channels))
 
 
 # Network input

@@ -183,6 +183,19 @@ def test_an_archive_is_streamed_and_not_held(compression: int, tmp_path: Path) -
     assert peak < total / 2
 
 
+def test_archives_of_gray_and_rgba_images_are_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, shape in {"flat": (5, 8, 9), "gray": (5, 8, 9, 1), "rgba": (5, 8, 9, 4)}.items():
+        images = rng.integers(0, 256, shape, np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images)
+        for channels in (1, 3, 4):
+            one = (0.5,) * channels
+            asked = Preprocessing(resize=20, crop=16, mean=one, std=one)
+            crops, _ = everything(open_dataset(tmp_path / f"{name}.npz", preprocessing=asked))
+            assert crops.shape == (5, 16, 16, channels)
+            assert np.array_equal(crops, [load(image, asked) for image in images])
+
+
 # Passes
 
 

@@ -18,7 +18,7 @@ from resnet_export.exporter.models.resnet import build
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.preprocess import normalize
 from tests import trained
-from tests.digits import CLASSES, PREPROCESSING, SIZE
+from tests.digits import CLASSES, PREPROCESSING
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGES = 200
@@ -31,7 +31,7 @@ def network(checkpoints: Path) -> onnx.ModelProto:
     module.load_state_dict(torch.load(trained.checkpoint(checkpoints), weights_only=True))
     reference = record_reference(module.eval(), normalize(trained.splits()[1].images[:4], PREPROCESSING))
     batch = BatchRange(min=1, opt=4, max=8)
-    graph, _ = to_onnx(module, image_size=SIZE, batch=batch, reference=reference)
+    graph, _ = to_onnx(module, batch=batch, reference=reference)
     return simplify(graph).model
 
 

@@ -73,7 +73,7 @@ class TestTheExportedGraph:
     def test_refuses_a_network_in_training_mode(self) -> None:
         network = nn.Sequential(nn.Conv2d(3, 4, 3))
         with pytest.raises(ExportError, match="training mode"):
-            to_onnx(network, image_size=8, batch=BATCH, reference=exported_resnet18().reference)
+            to_onnx(network, batch=BATCH, reference=exported_resnet18().reference)
 
 
 @pytest.fixture(scope="module", params=["dynamo", "torchscript"])
@@ -145,7 +145,7 @@ class TestFallingBack:
         network = Branching().eval()
         images = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
         reference = stage_check.record_reference(network, images)
-        graph, check = to_onnx(network, image_size=8, batch=BATCH, reference=reference)
+        graph, check = to_onnx(network, batch=BATCH, reference=reference)
         assert graph.exporter == "torchscript"
         (notice,) = graph.notices
         assert "dynamo exporter was rejected" in notice

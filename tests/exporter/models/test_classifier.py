@@ -118,20 +118,75 @@ def test_preprocessing_that_nobody_named_is_said_to_be_assumed(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
+        ({}, Preprocessing(resize=73, crop=64)),
+        ({"image_size": (64, 64)}, Preprocessing(resize=73, crop=64)),
+        ({"image_size": (64, 96)}, Preprocessing(resize=(64, 96), crop=(64, 96))),
+        ({"image_size": (64, 96), "resize": 100}, Preprocessing(resize=100, crop=(64, 96))),
+        ({"resize": (64, 64)}, Preprocessing(resize=(64, 64), crop=64)),
+        (
+            {"mean": (0.25,), "std": (0.5,)},
+            Preprocessing(resize=73, crop=64, mean=(0.25,) * 3, std=(0.5,) * 3),
+        ),
+        ({"input_channels": 1}, Preprocessing(resize=73, crop=64, mean=(0.5,), std=(0.5,))),
+        (
+            {"input_channels": 4, "mean": (0.1, 0.2, 0.3, 0.4)},
+            Preprocessing(resize=73, crop=64, mean=(0.1, 0.2, 0.3, 0.4), std=(0.5,) * 4),
+        ),
+        (
+            {"mean": (0.1, 0.2, 0.3, 0.4)},
+            Preprocessing(resize=73, crop=64, mean=(0.1, 0.2, 0.3, 0.4), std=(0.5,) * 4),
+        ),
+    ],
+)
+def test_an_untrained_network_takes_the_input_that_is_asked_for(
+    asked: dict[str, Any], expected: Preprocessing
+) -> None:
+    network = load_classifier(ModelSpec(**{"depth": 18, "num_classes": 2, "image_size": 64} | asked))
+    assert network.preprocessing == expected
+    with torch.no_grad():
+        assert network.module(torch.zeros(1, expected.channels, *expected.size)).shape == (1, 2)
+
+
+def test_a_seed_means_the_same_network_whatever_the_mean() -> None:
+    one, other = (
+        load_classifier(ModelSpec(depth=18, num_classes=2, image_size=64, mean=mean)).module.state_dict()
+        for mean in (None, (0.1, 0.2, 0.3))
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (
+            {"image_size": (64, 96), "resize": 80},
+            "resized to 80 pixels and cropped to 64 × 96, which it does not have",
+        ),
+        ({"image_size": (64, 96), "resize": (64, 64)}, "squashed to 64 × 64 pixels and cropped to 64 × 96"),
+        (
+            {"input_channels": 1, "mean": (0.5, 0.5, 0.5)},
+            "the network has 1 input channel (grayscale); give one",
+        ),
+        (
+            {"input_channels": 2},
+            "the network has 2 input channels, and images are decoded to 1 (grayscale), 3 (RGB)",
+        ),
         ({"resize": 48}, "resized to 48 pixels and cropped to 64"),
         (
             {"mean": (123.7, 116.3, 103.5)},
-            "the mean is 123.7,116.3,103.5, expected three numbers from 0 to 1",
+            "the mean is 123.7,116.3,103.5, expected numbers from 0 to 1",
         ),
-        ({"std": (0.2, 0.0, 0.2)}, "expected three numbers above 0"),
-        ({"std": (float("nan"), 0.2, 0.2)}, "expected three numbers above 0"),
-        ({"mean": (0.5, 0.5)}, "the mean is 0.5,0.5, expected three"),
+        ({"std": (0.2, 0.0, 0.2)}, "expected numbers above 0"),
+        ({"std": (float("nan"), 0.2, 0.2)}, "expected numbers above 0"),
+        (
+            {"mean": (0.5, 0.5)},
+            "the mean is 0.5,0.5, and the network has 3 input channels (RGB); give one number for each",
+        ),
     ],
-    ids=["a crop larger than the picture", "a mean in bytes", "no deviation", "not a number", "two channels"],
 )
 def test_preprocessing_that_cannot_be_is_refused_before_any_weights_are_read(
     asked: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
     with pytest.raises(RequestError, match=re.escape(expected)):
-        load_classifier(ModelSpec(weights=str(tmp_path / "broken.pth"), image_size=64, **asked))
+        load_classifier(ModelSpec(**{"weights": str(tmp_path / "broken.pth"), "image_size": 64} | asked))

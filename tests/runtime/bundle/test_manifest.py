@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -135,7 +136,9 @@ BROKEN = {
     "an artifact of 50 GB": (_set("artifacts", 0, "bytes"), 50 * 10**9),
     "a terminal escape in a label": (_set("labels", 0), "\x1b[2Jtench"),
     "a line end in a label": (_set("labels", 0), "tench\n"),
-    "a mean of two numbers": (_set("preprocessing", "mean"), [0.5, 0.5]),
+    "a mean of five numbers": (_set("preprocessing", "mean"), [0.5] * 5),
+    "a size of three numbers": (_set("preprocessing", "crop"), [8, 8, 8]),
+    "a size of no pixels": (_set("preprocessing", "resize"), [8, 0]),
     "a list for an object": (_set("preprocessing"), []),
     "a date without a time": (_set("provenance", "created"), "2026-03-01"),
     "an agreement above one": (_set("tolerances", "fp32"), {"top1_agreement": 1.5}),
@@ -182,6 +185,14 @@ CONTRADICTIONS = {
         "profile 0 of artifact 'rtx-fp16' is 1, 2, 1",
     ),
     "crop larger than the resized image": (_set("preprocessing", "resize"), 7, "larger than"),
+    "crop wider than the squashed image": (_set("preprocessing", "resize"), [8, 7], "larger than"),
+    "a mean for other channels": (_set("preprocessing", "mean"), [0.5], r"expected .*\[N, 1, 8, 8\]"),
+    "a deviation for other channels": (
+        _set("preprocessing", "std"),
+        [0.5],
+        "3 numbers and preprocessing.std 1",
+    ),
+    "input of other sides": (_set("preprocessing", "crop"), [8, 6], r"expected .*\[N, 3, 8, 6\]"),
     "division by zero": (_set("preprocessing", "std"), [0.2, 0.0, 0.2], "positive"),
     "untrained with a hash": (_set("model", "weights", "sha256"), "a" * 64, "untrained, expected a seed"),
     "trained without a hash": (_set("model", "weights", "source"), "file", "expected a sha256"),
@@ -273,6 +284,28 @@ def test_an_oversized_manifest_is_refused_unread(bundle: Path) -> None:
         read_manifest(bundle)
     with pytest.raises(SchemaError, match="at most"):
         decode_manifest(b" " * (MAX_MANIFEST_BYTES + 1))
+
+
+def test_sizes_that_are_refused_leave_nothing_for_the_garbage_collector_to_fall_over() -> None:
+    for value in (
+        [],
+        [1],
+        ["x", 1],
+        [1, "x"],
+        [1, None],
+        [[1], 1],
+        {},
+        [1, 0],
+        [0, 1],
+        0,
+        1.5,
+        [1, 2, 3],
+    ) * 30:
+        broken = document()
+        broken["preprocessing"]["crop"] = broken["preprocessing"]["resize"] = value
+        with pytest.raises(SchemaError):
+            decode_manifest(dumped(broken))
+        gc.collect()
 
 
 @settings(max_examples=400, deadline=None)
