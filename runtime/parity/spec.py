@@ -229,10 +229,10 @@ _CHECKS: Mapping[str, Callable[[str, Any], object]] = {
 """What makes a field's value plain, or refuses it."""
 
 _ABOUT_DATA: Mapping[str, str] = {
-    "max_drop": "accuracy needs labeled images: give some",
-    "min_accuracy": "accuracy needs labeled images: give some",
-    "limit": "it is a number of validation images: give some",
-    "seed": "it is that of the draw that limit makes: give some",
+    "max_drop": "accuracy needs labeled images: name them in data",
+    "min_accuracy": "accuracy needs labeled images: name them in data",
+    "limit": "it is a number of validation images: name them in data",
+    "seed": "it is that of the draw that limit makes: name the images in data",
     "reference": (
         "the eager reference is for validation images (the golden images are compared with recorded eager logits "
         "in any case): give --data, or leave --reference out"
