@@ -260,7 +260,7 @@ def _refit(library: Any, engine: Any, request: OpenRequest, info: EngineInfo, me
     source = read_manifest(request.bundle).artifact(info.source)
     if source.sha256 != info.source_sha256:
         raise IntegrityError(
-            f"the engine {request.artifact.name!r} was built from other weights (sha256 {info.source_sha256[:12]}) than "
+            f"the engine {request.artifact.name!r} was built from other weights ({info.source_sha256[:12]}) than "
             f"{source.name!r} has ({source.sha256[:12]}); build it again with `resnet-export build BUNDLE`"
         )
     refitter = library.Refitter(engine, process_log(library))
