@@ -108,8 +108,7 @@ def _named(entries: Sequence[Entry]) -> str:
     """Name runs by artifact, each with its backends: "int8 on onnxruntime and openvino"."""
     titles: dict[str, list[str]] = {}
     for entry in entries:
-        artifact, _, rest = entry.title.partition(" on ")
-        titles.setdefault(artifact, []).append(rest)
+        titles.setdefault(entry.artifact, []).append(entry.place)
     return ", ".join(f"{artifact} on {' and '.join(rest)}" for artifact, rest in titles.items())
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from resnet_export.exporter.report.charts.section import Chart, Row, Shown, Table
 from resnet_export.exporter.report.charts.svg import (
     WIDTH,
     color,
@@ -17,10 +18,66 @@ from resnet_export.exporter.report.charts.svg import (
     to_svg,
     write,
 )
-from resnet_export.runtime.parity.attribution.layers import Layerwise
+from resnet_export.exporter.report.report_data import Material
+from resnet_export.runtime.parity.attribution.layers import LayerFigure, Layerwise
+from resnet_export.runtime.parity.report.schema import ParityReport
 
 _HEIGHT = 220
 _LEFT, _RIGHT = 44, 10
+
+
+_HEADERS = ("node", "module", "operator", "local error", "limit", "SNR in place, dB", "why it diverges")
+
+
+def layer_charts(report: ParityReport, _: Material) -> Shown:
+    """Show a chart, and the worst layers, for each artifact whose layers were compared."""
+    if not report.layerwise:
+        why = ", since nothing failed" if report.verdict.status == "passed" else ""
+        return Shown(
+            missing=Markup(
+                "The layers were not compared{}: <code>resnet-export parity BUNDLE --layers all</code> does, with the "
+                "export extra installed (<code>pip install 'resnet-export[export]'</code>)."
+            ).format(why)
+        )
+    return Shown(
+        lede=Markup(
+            "Each layer’s output inside the artifact against the fp32 graph’s, measured on copies that are neither "
+            "timed nor shipped. The ratio falls along the network also when nothing is wrong. A layer diverges (✕) when "
+            "its <em>local error</em>, given the fp32 graph’s input, is larger than rounding explains."
+        ),
+        charts=tuple(
+            Chart(
+                title=f"{found.artifact} on {found.backend}",
+                svg=layer_chart(found, f"layers{i}"),
+                note=found.sentence,
+                bad=found.first is not None,
+            )
+            for i, found in enumerate(report.layerwise)
+        ),
+        tables=tuple(
+            Table(
+                headers=_HEADERS,
+                rows=tuple(Row(_cells(layer), layer.diverges) for layer in found.worst),
+                numbers=frozenset(_HEADERS[3:6]),
+                title=f"{found.artifact}: the {len(found.worst)} worst of {len(found.layers)} layers",
+            )
+            for found in report.layerwise
+        ),
+    )
+
+
+def _cells(layer: LayerFigure) -> tuple[str, ...]:
+    code = Markup("<code>{}</code>")
+    error = "–" if layer.local_error is None else f"{layer.local_error:.2g}"
+    return (
+        code.format(layer.node),
+        code.format(layer.module or "–"),
+        layer.op,
+        "missing" if layer.missing else error,
+        f"{layer.limit:.2g}",
+        "–" if layer.snr_db is None else f"{layer.snr_db:.1f}",
+        layer.reason,
+    )
 
 
 def layer_chart(found: Layerwise, name: str) -> Markup:

@@ -80,9 +80,7 @@ def scatter(points: Sequence[Point], quantity: str, name: str) -> Markup:
     axes.yaxis.set_major_locator(FixedLocator(_ticks(bottom, top)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g} %"))
     axes.tick_params(axis="y", labelsize=TEXT, pad=2)
-    axes.set_xlabel(
-        "milliseconds an image", color=color("muted"), fontsize=TEXT, labelpad=4, parse_math=False
-    )
+    axes.set_xlabel("ms/image", color=color("muted"), fontsize=TEXT, labelpad=4, parse_math=False)
     title = write(axes, 0, 1, quantity, "muted", transform=axes.transAxes, va="bottom")
     title.set_position((-(_LEFT - 2) / (WIDTH - _LEFT - _RIGHT), 1.02))
 
@@ -119,7 +117,7 @@ def scatter(points: Sequence[Point], quantity: str, name: str) -> Markup:
             weight="bold" if order[i] in best else "normal",
         )
     named = ", ".join(points[i].title for i in best) or "none"
-    return to_svg(figure, name, f"{quantity} against milliseconds an image. On the Pareto front: {named}.")
+    return to_svg(figure, name, f"{quantity} against ms/image. Pareto-optimal: {named}.")
 
 
 def _labels(

@@ -2,8 +2,58 @@
 
 from __future__ import annotations
 
-from resnet_export.exporter.report.charts.pareto import Point
+from markupsafe import Markup
+
+from resnet_export.exporter.report.charts.pareto import Point, front, scatter
+from resnet_export.exporter.report.charts.section import Chart, Row, Shown, Table
+from resnet_export.exporter.report.report_data import Material
 from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
+
+
+def time_chart(report: ParityReport, _: Material) -> Shown:
+    """Show time against accuracy or top-1 agreement; where all runs tie in that, the times alone."""
+    found = points(report)
+    if not found:
+        return Shown(
+            missing="No run has both a time and a figure to compare it with: none got through the images."
+        )
+    what, images = quantity(report)
+    best = {found[i] for i in front(found)}
+    least, most = min(point.percent for point in found), max(point.percent for point in found)
+    charts: tuple[Chart, ...] = ()
+    tie = ""
+    if least < most:
+        charts = (Chart(f"Time against {what} {images}", scatter(found, f"{what} {images}", "pareto")),)
+    else:
+        runs = "All runs have" if len(found) > 1 else "The one run has"
+        tie = f" {runs} the same {what} {images}, {least:.2f} %, so that nothing but time tells them apart."
+    return Shown(
+        lede=Markup(
+            "Time is what each backend spent running in this very check, divided by the images it ran, first calls and "
+            "small batches included. It ranks runs on this host and is no benchmark: <code>resnet-export bench "
+            "BUNDLE</code> is. Pareto-optimal are the runs that passed and that no other passed run equals or beats in "
+            "both{}.{}"
+        ).format(", which the steps join" if charts else "", tie),
+        charts=charts,
+        tables=(
+            Table(
+                headers=("run", "ms/image", what, "Pareto-optimal"),
+                rows=tuple(
+                    Row(
+                        (
+                            point.title,
+                            f"{point.milliseconds:.3g}",
+                            f"{point.percent:.2f} %",
+                            "●" if point in best else "",
+                        ),
+                        not point.passed,
+                    )
+                    for point in sorted(found, key=lambda point: point.milliseconds)
+                ),
+                numbers=frozenset({"ms/image", what}),
+            ),
+        ),
+    )
 
 
 def milliseconds(report: ParityReport) -> dict[str, float]:
@@ -21,12 +71,12 @@ def milliseconds(report: ParityReport) -> dict[str, float]:
     return found
 
 
-def quantity(report: ParityReport) -> str:
-    """Return what time is held against: accuracy where there are labels, top-1 agreement otherwise."""
+def quantity(report: ParityReport) -> tuple[str, str]:
+    """Return what time is compared with, accuracy where there are labels and agreement otherwise, and on what."""
     checks = [check for entry in report.entries for check in entry.checks if check.images == "data"]
     if any(check.comparison.labeled for check in checks):
-        return "accuracy on the data"
-    return "top-1 agreement on the data" if checks else "top-1 agreement on the golden images"
+        return "accuracy", "on the data"
+    return "top-1 agreement", "on the data" if checks else "on the golden images"
 
 
 def points(report: ParityReport) -> tuple[Point, ...]:

@@ -6,6 +6,7 @@ import math
 
 from markupsafe import Markup
 
+from resnet_export.exporter.report.charts.section import Chart, Shown
 from resnet_export.exporter.report.charts.svg import (
     WIDTH,
     Role,
@@ -17,10 +18,38 @@ from resnet_export.exporter.report.charts.svg import (
     to_svg,
     write,
 )
+from resnet_export.exporter.report.report_data import Material
 from resnet_export.runtime.parity.attribution.stages import Attribution, StepError
+from resnet_export.runtime.parity.report.schema import ParityReport
 
 _ROW, _TOP = 26, 4
 _NAME, _FIGURES = 78, 124  # left of the bars, and right of them
+
+
+def stage_charts(report: ParityReport, _: Material) -> Shown:
+    """Show a waterfall for each run that was attributed; those with a stage outside its limits first."""
+    found = [
+        Chart(
+            title=entry.title,
+            svg=waterfall(entry.attribution, f"stages{i}"),
+            note=f"{entry.attribution.finding[:1].upper()}{entry.attribution.finding[1:]}",
+            bad=entry.attribution.diverges is not None,
+        )
+        for i, entry in enumerate(report.entries)
+        if entry.attribution is not None
+    ]
+    if not found:
+        return Shown(
+            missing="No run got through the golden images, so there is no error to take apart; the reasons stand above."
+        )
+    return Shown(
+        lede=(
+            "From the eager network’s logits to the backend’s, step by step, on the golden images. Each bar is the "
+            "part of the total error that its step adds, and begins where the one before it ended; a step that takes "
+            "error back runs to the left. Beside it: its share, and its relative error by itself."
+        ),
+        charts=tuple(sorted(found, key=lambda chart: not chart.bad)),
+    )
 
 
 def waterfall(found: Attribution, name: str) -> Markup:

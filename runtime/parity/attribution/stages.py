@@ -62,7 +62,7 @@ class Attribution(Struct, frozen=True):
     `total` is ‖D‖/‖L_0‖. `cross` is Σ_{i≠j} ⟨d_i, d_j⟩ / ‖D‖², how far the squared norms fall short of
     adding up. `residual` is |Σ c_i − 1|, which float64 keeps under `bound`. `largest` is the stage with the
     largest share, and `diverges` the first whose step alone breaks the limits of its precision, None when
-    none does.
+    none does. `finding` says all that in words of `subject` ("int8 on openvino").
     """
 
     stages: tuple[StepError, ...]
@@ -72,7 +72,13 @@ class Attribution(Struct, frozen=True):
     bound: float | None
     largest: str | None
     diverges: str | None
-    sentence: str
+    subject: str
+    finding: str
+
+    @property
+    def sentence(self) -> str:
+        """The finding with what it is of."""
+        return f"{self.subject}: {self.finding}"
 
 
 class Stage(Struct, frozen=True):
@@ -166,9 +172,8 @@ def attribute(
         bound=_bound(states, total) if shares else None,
         largest=largest,
         diverges=diverges,
-        sentence=_sentence(
-            subject, measured, total / norm if norm else None, largest, diverges, input_differs
-        ),
+        subject=subject,
+        finding=_finding(measured, total / norm if norm else None, largest, diverges, input_differs),
     )
 
 
@@ -206,8 +211,7 @@ def _decibels(relative: float | None) -> float | None:
     return -20 * math.log10(relative) if relative else None
 
 
-def _sentence(
-    subject: str,
+def _finding(
     stages: Sequence[StepError],
     total: float | None,
     largest: str | None,
@@ -218,15 +222,15 @@ def _sentence(
     broken = next((error for error in stages if error.non_finite), None)
     if broken is not None:
         return (
-            f"{subject}: NaN or infinity first appears in {_named(broken.stage, input_differs)}, "
+            f"NaN or infinity first appears in {_named(broken.stage, input_differs)}, "
             f"on {broken.non_finite} images; nothing after it can be trusted."
         )
     if largest is None:
-        return f"{subject}: no error, every stage gives the eager model's logits bit for bit."
+        return "no error, every stage gives the eager model's logits bit for bit."
     part = by_name[largest]
     share = part.share or 0.0
     text = (
-        f"{subject}: {100 * min(share, 1.0):.0f} % of the error is attributed to {_named(largest, input_differs)} "
+        f"{100 * min(share, 1.0):.0f} % of the error is attributed to {_named(largest, input_differs)} "
         f"(relative error {part.separate or 0.0:.2g}, total {total or 0.0:.2g})"
     )
     if share > 1.05:

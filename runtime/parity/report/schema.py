@@ -97,9 +97,14 @@ class Entry(Struct, frozen=True):
     @property
     def title(self) -> str:
         """The entry in words: "fp16 on onnxruntime", "fp32 on openvino in bf16", "fp16 on onnxruntime gpu:0"."""
+        return f"{self.artifact} on {self.place}"
+
+    @property
+    def place(self) -> str:
+        """Where the artifact ran, in words: "openvino in bf16"."""
         device = "" if self.device == "cpu" else f" {self.device}"
         arithmetic = "" if self.ran is self.declared else f" in {self.ran}"
-        return f"{self.artifact} on {self.backend}{device}{arithmetic}"
+        return f"{self.backend}{device}{arithmetic}"
 
     @property
     def passed(self) -> bool:
@@ -129,11 +134,14 @@ class Skipped(Struct, frozen=True):
 class Summary(Struct, frozen=True):
     """The verdict. `exit_code` is 0 passed, 1 outside a tolerance, 2 nothing ran that was to be verified.
 
-    `stage` names the step that a failure points to (`failing_stage`), None where there is none.
+    `sentence` says it whole; `headline` is its first clause and `findings` are the clauses behind it, the stage to look
+    at among them. `stage` names the step that a failure points to (`failing_stage`), None where there is none.
     """
 
     status: Status
     sentence: str
+    headline: str
+    findings: tuple[str, ...]
     exit_code: int
     stage: str | None = None
 
@@ -221,34 +229,43 @@ def summarize(
     """
     failed = [entry for entry in entries if not entry.passed]
     missing = (
-        f" Not verified here, since nothing could run them: {', '.join(unverified)}." if unverified else ""
+        [f"Not verified here, since nothing could run them: {', '.join(unverified)}"] if unverified else []
     )
     runs = f"{len(entries)} artifact run{'' if len(entries) == 1 else 's'}"
     drifted = [describe(criterion) for criterion in preprocessing if not criterion.passed]
     if failed or drifted:
-        what = "; ".join(f"{entry.title} ({failure(entry)})" for entry in failed[:_NAMED])
+        named = [f"{entry.title} ({failure(entry)})" for entry in failed[:_NAMED]]
         if len(failed) > _NAMED:
-            what += f"; and {len(failed) - _NAMED} more"
-        sentence = f"FAILED: {len(failed)} of {runs} outside tolerance{': ' if what else ''}{what}"
+            named.append(f"and {len(failed) - _NAMED} more")
+        headline = f"{len(failed)} of {runs} outside tolerance"
+        what = f"{headline}{': ' if named else ''}{'; '.join(named)}"
         if drifted:
-            sentence = f"FAILED: preprocessing is not the export's ({', '.join(drifted)})" + (
-                f"; {sentence.removeprefix('FAILED: ')}" if failed else ""
-            )
-        if stage is not None:
-            sentence += f". First stage to look at: {stage}{', ' if hint else ''}{hint}"
-        return Summary(status="failed", sentence=f"{sentence}.{missing}", exit_code=1, stage=stage)
-    if not entries or unmet:
-        asked = f" Requested and skipped: {', '.join(unmet)}." if unmet else ""
+            named = [headline, *named] if failed else []
+            headline = f"preprocessing is not the export's ({', '.join(drifted)})"
+            what = f"{headline}; {what}" if failed else headline
+        look = [] if stage is None else [f"First stage to look at: {stage}{', ' if hint else ''}{hint}"]
         return Summary(
-            status="unverified",
-            sentence=f"NOT VERIFIED: {runs if entries else 'nothing'} checked.{asked}{missing}",
-            exit_code=2,
+            status="failed",
+            sentence=f"FAILED: {'. '.join([what, *look, *missing])}.",
+            headline=headline,
+            findings=(*named, *look, *missing),
+            exit_code=1,
+            stage=stage,
         )
-    doubt = _doubt(entries)
+    if not entries or unmet:
+        word, code = "NOT VERIFIED", 2
+        headline = f"{runs if entries else 'nothing'} checked"
+        findings = [f"Requested and skipped: {', '.join(unmet)}"] if unmet else []
+    else:
+        word, code, findings = "PASSED", 0, []
+        doubt = _doubt(entries)
+        headline = f"{runs} checked, all within tolerance{', but ' if doubt else ''}{doubt}"
     return Summary(
-        status="passed",
-        sentence=f"PASSED: {runs} checked, all within tolerance{', but ' if doubt else ''}{doubt}.{missing}",
-        exit_code=0,
+        status="unverified" if code else "passed",
+        sentence=f"{word}: {'. '.join([headline, *findings, *missing])}.",
+        headline=headline,
+        findings=(*findings, *missing),
+        exit_code=code,
     )
 
 

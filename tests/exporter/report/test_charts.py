@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from resnet_export.calibration.observe.histogram import observe
 from resnet_export.calibration.observe.table import CalibrationTable, build
 from resnet_export.exporter.report.charts.clipping import QUANTILES, clippings, histogram, worst
-from resnet_export.exporter.report.charts.intervals import Row, intervals
+from resnet_export.exporter.report.charts.intervals import Interval, intervals
 from resnet_export.exporter.report.charts.pareto import Point, front
 from resnet_export.exporter.report.charts.svg import TEXT, drawing, fitted, scientific
 from resnet_export.exporter.report.charts.waterfall import percent, waterfall
@@ -172,7 +172,9 @@ def test_bars_are_the_shares_and_each_begins_where_the_last_one_ended() -> None:
 
 def test_dots_lie_where_their_values_are_between_the_ends_of_the_scale() -> None:
     rows = [
-        Row(str(value), f"{value} %", value, value - 3, value + 2, 96.0, Precision.INT8, passed=value > 93)
+        Interval(
+            str(value), f"{value} %", value, value - 3, value + 2, 96.0, Precision.INT8, passed=value > 93
+        )
         for value in (90.0, 95.0, 98.0)
     ]
     with drawing():
@@ -186,7 +188,7 @@ def test_dots_lie_where_their_values_are_between_the_ends_of_the_scale() -> None
 
 
 def test_control_characters_and_mathematics_in_a_name_are_written_out() -> None:
-    row = Row("a\x00\x1b[1m $x^2$", "1 %", 1.0, 0.0, 2.0, None, Precision.FP32, passed=True)
+    row = Interval("a\x00\x1b[1m $x^2$", "1 %", 1.0, 0.0, 2.0, None, Precision.FP32, passed=True)
     with drawing():
         svg = intervals([row], "x", "a\x00description", unit="%")
     root = ElementTree.fromstring(svg)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from resnet_export.exporter.report import Material, gather, render
+from resnet_export.exporter.report import page as page_module
+from resnet_export.exporter.report.charts.section import Row, Section, Shown, Table
 from resnet_export.exporter.report.charts.speed import milliseconds
 from resnet_export.exporter.report.flipped_images import SIDE as THUMBNAIL
-from resnet_export.exporter.report.page import command
+from resnet_export.exporter.report.page import CHARTS, command
 from resnet_export.exporter.report.report_data import SHOWN, flipped
 from resnet_export.runtime.errors import BundleError
 from resnet_export.runtime.parity.criteria.table import CRITERIA, bound, title
@@ -176,7 +178,48 @@ def test_a_bundle_without_anything_to_show_says_what_is_missing_and_how_to_get_i
     assert "--int8 --calib DIR" in reader.text("ranges")
     assert "No run changed a prediction" in reader.text("flips")
     charts = [attributes["aria-label"] for tag, attributes in reader.tags if tag == "svg"]
-    assert len(charts) == 3  # stages, agreement, time: each has something in it
+    assert len(charts) == 2  # stages and agreement; one run has nothing to be compared with in time
+    assert "The one run has the same top-1 agreement on the golden images" in reader.text("time")
+
+
+def test_runs_that_all_tie_are_told_apart_by_a_sentence_and_their_times(tmp_path: Path) -> None:
+    one = checked(write(tmp_path / "tiny", [FP32]))
+    twin = msgspec.structs.replace(one.entries[0], artifact="twin")
+    times = {twin.key: 1.5, **one.times["running"]}
+    report = msgspec.structs.replace(one, entries=(*one.entries, twin), times={**one.times, "running": times})
+    reader = read(render(report))
+    assert "All runs have the same top-1 agreement on the golden images, 100.00 %" in reader.text("time")
+    assert all(entry.title in reader.text("time") for entry in report.entries)
+    assert not any("Pareto-optimal" in str(attributes.get("aria-label")) for _, attributes in reader.tags)
+
+
+def test_a_further_chart_is_one_row_of_the_table(
+    report: ParityReport, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(report: ParityReport, _: Material) -> Shown:
+        rows = tuple(Row((entry.title, entry.place), not entry.passed) for entry in report.entries)
+        return Shown(
+            lede="<b>A lede</b>", tables=(Table(("run", "place"), rows),), missing="No picture here."
+        )
+
+    monkeypatch.setattr(page_module, "CHARTS", (*CHARTS, Section("novelty", "New", "A novelty", show)))
+    reader = read(render(report, material))
+    assert ("a", {"href": "#novelty"}) in reader.tags
+    text = reader.text("novelty")
+    assert text.startswith("A novelty <b>A lede</b> run place")
+    assert "✕ int8.cpu on onnxruntime onnxruntime" in text
+    assert text.endswith("No picture here.")
+
+
+def test_the_verdict_is_shown_clause_by_clause_as_its_sentence_has_it(
+    report: ParityReport, page: bytes
+) -> None:
+    text = " ".join(read(page).texts[""].split())
+    verdict = report.verdict
+    assert f"✕ Failed: {verdict.headline}" in text
+    for finding in verdict.findings:
+        assert finding in text
+        assert finding in verdict.sentence
 
 
 def test_an_exported_bundle_and_its_own_report_are_enough_for_a_page(resnet18_bundle: Path) -> None:

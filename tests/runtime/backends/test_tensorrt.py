@@ -562,7 +562,5 @@ def test_an_engine_gets_no_other_weights_than_those_it_was_built_from(rig: Calla
     tiny_bundle.write(
         made.folder, [tiny_bundle.FP32, tiny_bundle.FP16]
     )  # it took the place of the engine's bundle
-    with pytest.raises(
-        IntegrityError, match=r"built from other weights \(000000000000\) than 'fp16' has"
-    ):
+    with pytest.raises(IntegrityError, match=r"built from other weights \(000000000000\) than 'fp16' has"):
         made.open(options={"strip_weights": True})
