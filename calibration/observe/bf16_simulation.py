@@ -46,7 +46,7 @@ def simulate_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
 def _rounded(graph: ir.Graph, node: ir.Node, value: ir.Value, *, cast: bool) -> ir.Value:
     """Round what `node` writes to bf16, for everyone who reads it; `cast` where the node is that rounding itself."""
     name, shape = str(value.name), value.shape
-    value.name, value.type = f"{name}.wide", None
+    value.name, value.type, value.shape = f"{name}.wide", None, None
     last = node
     if not cast:
         last = ir.node("Cast", [value], {"to": ir.DataType.BFLOAT16.value}, name=f"{name}.round")

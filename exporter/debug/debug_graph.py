@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from resnet_export.calibration.quantize.qdq import QUANTIZE
 from resnet_export.calibration.quantize.tensor_types import infer_types
@@ -71,13 +71,15 @@ class Instrumented:
 def instrumented(reference: onnx.ModelProto, artifact: onnx.ModelProto) -> Instrumented:
     """Return the copy of `artifact` that measures its layers against the fp32 graph `reference`.
 
-    Raises ExportError when the graphs have no layers in common, or other operator sets.
+    Raises ExportError when the graphs have no layers in common, or the artifact is of an older operator set.
     """
-    if _opset(reference) != _opset(artifact):
+    if _opset(reference) > _opset(artifact):
         raise ExportError(
             f"the artifact's graph is of operator set {_opset(artifact)}, the fp32 graph of {_opset(reference)}; "
             "export the bundle again"
         )
+    if _opset(reference) < _opset(artifact):  # bf16 needs a newer one
+        reference = version_converter.convert_version(reference, _opset(artifact))
     pairing = pair(reference, artifact)
     writer = _Writer(reference, artifact, pairing)
     fused = _fused(artifact)
