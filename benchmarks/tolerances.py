@@ -22,16 +22,19 @@ from resnet_export.runtime.parity.measure.metrics import Figures
 from resnet_export.runtime.precision import Precision
 from tests.natural_crops import natural_crops
 
-SIZE = 224
 BATCH = 8
 
 
-def measure(depth: int, seed: int, crops: int, int8: bool) -> Iterator[tuple[Precision, str, Figures]]:
+def measure(
+    depth: int, seed: int, crops: int, size: int, int8: bool
+) -> Iterator[tuple[Precision, str, Figures]]:
     """Yield precision, what ran on which images, and the figures, for one network."""
     with tempfile.TemporaryDirectory() as folder:
-        spec = ExportSpec(fp16=True, int8=int8)
-        bundle = export(ModelSpec(depth=depth, seed=seed), spec, Path(folder) / "bundle").bundle
-        images = natural_crops(crops, SIZE, seed=1000 + seed)
+        spec = ExportSpec(fp16=True, bf16=True, int8=int8, engine="none")
+        bundle = export(
+            ModelSpec(depth=depth, seed=seed, image_size=size), spec, Path(folder) / "bundle"
+        ).bundle
+        images = natural_crops(crops, size, seed=1000 + seed)
         batches = [Batch(images[start : start + BATCH]) for start in range(0, crops, BATCH)]
         report = run_parity(bundle.path, batches=batches or None, precisions=list(Precision))
     for entry in report.entries:
@@ -45,13 +48,14 @@ def main() -> None:
     parser.add_argument("depths", nargs="*", type=int, default=[18, 34, 50, 101, 152])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--crops", type=int, default=64)
+    parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--int8", action="store_true")
     asked = parser.parse_args()
     heading("Untrained networks against eager (golden) and against fp32 ONNX (data)")
     found: dict[Precision, list[Figures]] = {}
     for depth in asked.depths:
         for seed in range(asked.seeds):
-            for precision, title, figures in measure(depth, seed, asked.crops, asked.int8):
+            for precision, title, figures in measure(depth, seed, asked.crops, asked.size, asked.int8):
                 found.setdefault(precision, []).append(figures)
                 print(f"  ResNet-{depth}, seed {seed}: {title:<36} {_row(figures)}", flush=True)
     heading("The worst of them, and the limits")

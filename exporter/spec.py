@@ -51,7 +51,7 @@ class ModelSpec:
 class ExportSpec:
     """What to make of it.
 
-    The fp32 ONNX artifact is always made; `fp16` and `int8` each add artifacts. `calib` is a folder, an .npz
+    The fp32 ONNX artifact is always made; `fp16`, `bf16` and `int8` each add artifacts. `calib` is a folder, an .npz
     file or a list file of images, of which `calib_count` are drawn; `calib_table` is a calibration that was made
     before. `calib_method` says how INT8 ranges are clipped, "auto" takes what comes closest on images that were
     held out. `max_drop` is what INT8 may lose on the calibration images, in percentage points of top-1 accuracy,
@@ -61,6 +61,7 @@ class ExportSpec:
     """
 
     fp16: bool = False
+    bf16: bool = False
     int8: bool = False
     input: InputKind = "float32"
     batch: BatchRange = field(default_factory=BatchRange)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
 from resnet_export.exporter.graph.int8 import lower_to_int8
-from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
+from resnet_export.exporter.graph.precision import TypedGraph, to_bf16, to_fp16
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.runtime.precision import Precision
@@ -28,6 +28,11 @@ def _lower_to_fp16(task: Lowering) -> Lowered:
     )
 
 
+def _lower_to_bf16(task: Lowering) -> Lowered:
+    """Make the strongly typed bf16 graph; bf16 has fp32's range, so that every layer fits."""
+    return _typed(task, Precision.BF16, to_bf16(task.fp32.graph))
+
+
 def _typed(task: Lowering, precision: Precision, typed: TypedGraph) -> Lowered:
     # Only measured here: the parity check holds it to its tolerance, with everything else.
     check = check_stage(
@@ -39,6 +44,7 @@ def _typed(task: Lowering, precision: Precision, typed: TypedGraph) -> Lowered:
 
 LOWERINGS: Mapping[Precision, Callable[[Lowering], Lowered]] = {
     Precision.FP16: _lower_to_fp16,
+    Precision.BF16: _lower_to_bf16,
     Precision.INT8: lower_to_int8,
 }
 """Precision → the function that makes its graphs."""

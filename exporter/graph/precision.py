@@ -23,8 +23,12 @@ from resnet_export.runtime.precision import Precision
 
 __all__ = ["TypedGraph", "to_fp16"]
 
-_FP32, _FP16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
-_NAMES = {_FP32: "fp32", _FP16: "fp16"}
+_FP32, _FP16, _BF16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+_NAMES = {_FP32: "fp32", _FP16: "fp16", _BF16: "bf16"}
+
+_BF16_OPSET, _BF16_IR_VERSION = 22, 10
+"""The first operator set in which convolutions and pooling take bf16, which is all that it changed of the operators
+here, and the file format of its ONNX release."""
 
 _TYPED = frozenset(
     {
@@ -68,6 +72,19 @@ def to_fp16(graph: ExportedGraph, ranges: Mapping[str, Span]) -> TypedGraph:
     on the float32 graph that it was made from. Raises ExportError as `to_typed` does, and when a range is missing.
     """
     return to_typed(graph, _FP16, misfits(graph.model, ranges))
+
+
+def to_bf16(graph: ExportedGraph) -> TypedGraph:
+    """Return the graph with bf16 arithmetic and weights, its input and outputs as they were (see `to_typed`).
+
+    bf16 has fp32's range, so every layer fits. Raises ExportError as `to_typed` does.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.opset_import[:]
+    model.opset_import.add(domain="", version=_BF16_OPSET)
+    model.ir_version = _BF16_IR_VERSION
+    return to_typed(replace(graph, model=model), _BF16, {})
 
 
 def to_typed(graph: ExportedGraph, narrow: ir.DataType, wide: Mapping[str, str]) -> TypedGraph:

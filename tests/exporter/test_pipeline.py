@@ -202,3 +202,28 @@ def test_an_export_killed_over_an_old_bundle_leaves_a_whole_one(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert verify_bundle(out).model.arch == "resnet18"
+
+
+def test_a_bf16_graph_goes_through_every_command_and_report(tmp_path: Path) -> None:
+    out, arguments = tmp_path / "bundle", ["--depth", "18", "--image-size", str(SIZE), "--bf16"]
+    made = CliRunner().invoke(cli, [*arguments, "--engine", "none", "-o", str(out)])
+    assert made.exit_code == 0, made.output
+    manifest = read_manifest(out)
+    assert manifest.artifact("bf16").file == "model.bf16.onnx"
+    assert "bf16" in read_golden(out).logits
+    ran = {verdict.backend for verdict in manifest.artifact("bf16").parity if verdict.passed}
+    report = decode_report((out / "report.json").read_bytes())
+    refused = [item.reason for item in report.skipped if item.artifact == "bf16"]
+    # Never silently in another precision: OpenVINO on a CPU that has bf16, nothing else here, and every why not.
+    assert ran <= {"openvino"}
+    assert any("no kernels for bf16" in reason for reason in refused)
+    assert "bf16" in (out / "report.md").read_text()
+    assert "--bf16:" in (out / "report.html").read_text()
+    for command in (
+        ["inspect"],
+        ["parity", "--layers", "bf16"],
+        ["bench", "--artifact", "bf16", "--rounds", "1"],
+    ):
+        result = CliRunner().invoke(cli, [command[0], str(out), *command[1:]])
+        assert "bf16" in result.output, (command, result.output)
+        assert result.exit_code == 0 or not ran, (command, result.output)

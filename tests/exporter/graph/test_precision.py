@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from resnet_export.exporter.graph.export import ExportedGraph, simplify, to_onnx
-from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
+from resnet_export.exporter.graph.precision import TypedGraph, to_bf16, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import Reference, check_stage, record_reference
 from resnet_export.exporter.graph.value_ranges import scan_ranges
@@ -259,7 +259,7 @@ class TestFurtherOutputs:
         network = self.Wide().eval()
         images = np.random.default_rng(0).normal(size=(6, 3, 16, 16)).astype(np.float32)
         reference = record_reference(network, images)
-        graph, _ = to_onnx(network, image_size=16, batch=BATCH, reference=reference)
+        graph, _ = to_onnx(network, batch=BATCH, reference=reference)
         graph = simplify(graph)
         assert [output.name for output in graph.model.graph.output] == [
             "logits",
@@ -281,7 +281,7 @@ class TestFurtherOutputs:
         network = self.Wide().eval()
         images = np.random.default_rng(0).normal(size=(6, 3, 16, 16)).astype(np.float32)
         reference = record_reference(network, images)
-        graph, _ = to_onnx(network, image_size=16, batch=BATCH, reference=reference)
+        graph, _ = to_onnx(network, batch=BATCH, reference=reference)
         off = {**reference.outputs, name: reference.outputs[name] * np.float32(1.01)}
         with pytest.raises(ExportError, match=f"is allowed for '{name}'"):
             check_stage(graph.model, Reference(images, off), step="test", batch=BATCH)
@@ -297,3 +297,46 @@ class TestFurtherOutputs:
 
         with pytest.raises(ExportError, match=r"expected logits \[N, classes\]"):
             record_reference(Wrong().eval(), np.zeros((2, 3, 8, 8), np.float32))
+
+
+class TestBf16:
+    def test_is_strongly_typed_with_bf16_weights_in_the_operator_set_that_has_them(self) -> None:
+        one = exported_resnet18()
+        typed = to_bf16(one.graph)
+        assert typed.excluded == ()
+        onnx.checker.check_model(typed.graph.model, full_check=True)
+        assert typed.graph.model.opset_import[0].version == 22
+        types = types_of(typed.graph)
+        assert [name for name, kind in types.items() if kind == FLOAT] == ["input", "logits"]
+        weight = next(t for t in typed.graph.model.graph.initializer if t.name == "layer2.0.conv1.weight")
+        wide = next(t for t in one.graph.model.graph.initializer if t.name == "layer2.0.conv1.weight")
+        error = np.abs(numpy_helper.to_array(weight).astype(np.float32) - numpy_helper.to_array(wide))
+        assert error.max() <= 2.0**-8 * np.abs(numpy_helper.to_array(wide)).max()  # 8 bits, to nearest
+        assert set(types_of(one.graph).values()) == {FLOAT, TensorProto.INT64}
+
+    def test_computes_what_the_eager_network_does_to_the_8_bits_of_bf16(self) -> None:
+        one = exported_resnet18()
+        graph = to_bf16(one.graph).graph
+        check = check_stage(graph.model, one.reference, step="bf16", batch=BATCH, limit=6e-2)
+        assert check.worst > 1e-3  # not so close that it could be fp16
+        (reference,) = ReferenceEvaluator(graph.model).run(None, {"input": one.reference.images})
+        assert relative_error(check.logits, reference) < 6e-2
+
+    def test_keeps_what_fp16_could_not_hold(self) -> None:
+        one, graph = exported_resnet18(), TestALayerThatLeavesTheRange().overflowing()
+        typed = to_bf16(graph)
+        assert typed.excluded == ()
+        check_stage(typed.graph.model, one.reference, step="bf16", batch=BATCH, limit=6e-2)
+
+    def test_centers_raw_pixels_before_it_rounds_them(self) -> None:
+        one = exported_resnet18()
+        typed = to_bf16(bake_preprocessing(one.graph, PREPROCESSING))
+        assert [node.op_type for node in typed.graph.model.graph.node][:5] == [
+            "Cast",
+            "Transpose",
+            "Sub",
+            "Cast",
+            "Conv",
+        ]
+        raw = Reference(one.crops, one.reference.outputs)
+        check_stage(typed.graph.model, raw, step="bf16", batch=BATCH, limit=6e-2)
