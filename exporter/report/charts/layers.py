@@ -42,8 +42,8 @@ def layer_charts(report: ParityReport, _: Material) -> Shown:
     return Shown(
         lede=Markup(
             "Each layer’s output inside the artifact against the fp32 graph’s, measured on copies that are neither "
-            "timed nor shipped. The ratio falls along the network also when nothing is wrong. A layer diverges (✕) when "
-            "its <em>local error</em>, given the fp32 graph’s input, is larger than rounding explains."
+            "timed nor shipped. The ratio falls along the network also when nothing is wrong. A layer diverges (✕) "
+            "when its <em>local error</em>, given the fp32 graph’s input, is larger than rounding explains."
         ),
         charts=tuple(
             Chart(
