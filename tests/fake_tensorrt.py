@@ -54,6 +54,7 @@ class Behaviour:
     loaded_kernels: list[bytes] = field(default_factory=list)
     given: list[bytes] = field(default_factory=list)
     nodes: tuple[str, ...] = ()
+    invalid: tuple[str, ...] | None = ()
 
 
 class FakeLibrary:
@@ -82,12 +83,22 @@ class FakeLibrary:
         self.logger = logger
         runtime = self.api.double("Runtime")
         runtime.deserialize_cuda_engine.side_effect = self._deserialize
+        if self.is_rtx:
+            runtime.engine_header_size = 64
+            runtime.get_engine_validity.side_effect = self._validity
         self.runtime = runtime
         return runtime
 
     def say(self, severity: str, text: str) -> None:
         """Log a message as the library would."""
         self.logger.log(type("Severity", (), {"name": severity}), text)
+
+    def _validity(self, header: bytes) -> tuple[Any, int]:
+        assert len(header) == self.runtime.engine_header_size
+        how = self.behavior.invalid  # None: it cannot tell
+        flags = self.EngineInvalidityDiagnostics
+        validity = self.EngineValidity.VALID if how == () else self.EngineValidity.INVALID
+        return validity, sum(int(flags[name]) for name in how or ())
 
     def _deserialize(self, data: bytes) -> Any:
         self.behavior.given.append(bytes(data))

@@ -18,7 +18,13 @@ from resnet_export.runtime.backends.context_pool import EngineShape, Lane, LaneP
 from resnet_export.runtime.backends.cuda import Cuda
 from resnet_export.runtime.backends.device_array import DeviceArray, view_device_array
 from resnet_export.runtime.backends.signature import Tensor, check_signature
-from resnet_export.runtime.backends.tensorrt_library import errors_of, load_library, make_runtime, process_log
+from resnet_export.runtime.backends.tensorrt_library import (
+    errors_of,
+    invalidity,
+    load_library,
+    make_runtime,
+    process_log,
+)
 from resnet_export.runtime.backends.tensorrt_rtx_cache import cache_path, read_cache, write_cache
 from resnet_export.runtime.bundle.engine_header import TITLES, check_header, engine_mismatch
 from resnet_export.runtime.bundle.manifest import BatchRange, EngineInfo, read_artifact, read_manifest
@@ -228,6 +234,7 @@ def open_backend(request: OpenRequest) -> TensorRTBackend:
     mismatch = engine_mismatch(info, installed=library.__version__, device=gpu)
     if mismatch is not None or gpu is None:
         raise BackendError(f"the engine {request.artifact.name!r} was {mismatch}")
+    _check_validity(library, request, info)
     cuda = Cuda(device)
     cuda.enter()
     with process_log(library).capture() as messages:
@@ -243,6 +250,22 @@ def open_backend(request: OpenRequest) -> TensorRTBackend:
         check_signature(request, *_tensors(library, engine))
         kernels = _Kernels(library, engine, request, gpu) if info.variant == "tensorrt_rtx" else None
     return TensorRTBackend(request, library, cuda, runtime, engine, kernels)
+
+
+def _check_validity(library: Any, request: OpenRequest, info: EngineInfo) -> None:
+    """Load no engine that TensorRT for RTX itself would not take: of a later version only it can read the header."""
+    reasons = invalidity(library, request.data)
+    if "MALFORMED_ENGINE" in reasons:
+        raise IntegrityError(
+            f"{TITLES[info.variant]} {library.__version__} finds the engine {request.artifact.name!r} malformed; "
+            "export the bundle again"
+        )
+    if reasons:
+        found = " and ".join(reason.lower().replace("_", " ") for reason in reasons)
+        raise BackendError(
+            f"{TITLES[info.variant]} {library.__version__} does not take the engine {request.artifact.name!r} on this "
+            f"host: {found}; build it again with `resnet-export build BUNDLE`"
+        )
 
 
 def _engine_info(request: OpenRequest) -> EngineInfo:

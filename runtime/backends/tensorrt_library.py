@@ -83,6 +83,22 @@ def make_runtime(library: Any, options: Mapping[str, Any]) -> Any:
     return runtime
 
 
+def invalidity(library: Any, data: bytes) -> tuple[str, ...]:
+    """Ask a library whether it takes an engine, from the first bytes of it, before anything is loaded.
+
+    Returns what speaks against it ("MALFORMED_ENGINE", "UNSUPPORTED_CC", …), nothing when nothing does or the library
+    cannot tell: standard TensorRT has no such check, and TensorRT for RTX needs a GPU for all but malformed engines.
+    """
+    if not hasattr(library, "EngineValidity"):
+        return ()
+    runtime = library.Runtime(process_log(library))
+    validity, found = runtime.get_engine_validity(data[: runtime.engine_header_size])
+    if validity != library.EngineValidity.INVALID:
+        return ()
+    flags = library.EngineInvalidityDiagnostics.__members__.items()
+    return tuple(name for name, flag in flags if int(found) & int(flag) and name != "CUDA_ERROR")
+
+
 def errors_of(messages: Iterable[LogMessage]) -> str:
     """Return the errors among `messages` as one line of text, without source locations and repetitions."""
     texts = [

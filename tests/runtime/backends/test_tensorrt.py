@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from resnet_export.runtime.backends import OpenRequest
 from resnet_export.runtime.backends import tensorrt as runner
 from resnet_export.runtime.backends.cuda import Cuda
+from resnet_export.runtime.backends.tensorrt_library import invalidity
 from resnet_export.runtime.bundle.engine_header import read_header
 from resnet_export.runtime.bundle.manifest import (
     MANIFEST_NAME,
@@ -564,3 +565,34 @@ def test_an_engine_gets_no_other_weights_than_those_it_was_built_from(rig: Calla
     )  # it took the place of the engine's bundle
     with pytest.raises(IntegrityError, match=r"built from other weights \(000000000000\) than 'fp16' has"):
         made.open(options={"strip_weights": True})
+
+
+@pytest.mark.parametrize(
+    ("invalid", "kind", "expected"),
+    [
+        (("MALFORMED_ENGINE",), IntegrityError, "finds the engine 'engine' malformed"),
+        (("UNSUPPORTED_CC",), BackendError, "on this host: unsupported cc"),
+        (("VERSION_MISMATCH", "OLD_CUDA_DRIVER"), BackendError, "version mismatch and old cuda driver"),
+    ],
+)
+def test_what_tensorrt_for_rtx_itself_refuses_is_not_loaded(
+    rig: Callable[[str], Rig], invalid: tuple[str, ...], kind: type[Exception], expected: str
+) -> None:
+    made = rig(RTX)
+    made.how.invalid = invalid
+    with pytest.raises(kind, match=expected):
+        made.open()
+    assert made.how.given == []
+
+
+def test_where_tensorrt_for_rtx_cannot_tell_the_engine_is_loaded(rig: Callable[[str], Rig]) -> None:
+    made = rig(RTX)
+    made.how.invalid = None
+    made.open().close()
+    assert len(made.how.given) == 1
+
+
+def test_the_real_tensorrt_for_rtx_tells_a_malformed_engine_without_a_gpu() -> None:
+    library = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    assert invalidity(library, bytes(64)) == ("MALFORMED_ENGINE",)
+    assert invalidity(library, b"PK" + bytes(4000)) == ("MALFORMED_ENGINE",)
