@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resnet_export.runtime.select.resolver import Considered
+    from resnet_export.runtime.select.choice import Considered
 
 __all__ = [
     "BackendError",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.runtime.backends import Backend, DeviceBackend
+from resnet_export.runtime.backends.protocol import Backend, DeviceBackend
 from resnet_export.runtime.bundle.manifest import BatchRange, Manifest, TensorSpec
 from resnet_export.runtime.errors import BackendError, RequestError
 from resnet_export.runtime.open_calls import Gate

@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.runtime.backends import Backend, OpenRequest, find_route, open_backend
+from resnet_export.runtime.backends.protocol import Backend, OpenRequest
+from resnet_export.runtime.backends.routes import find_route, open_backend
 from resnet_export.runtime.batching import MicroBatcher
 from resnet_export.runtime.bundle.manifest import Manifest, read_artifact, read_stable
 from resnet_export.runtime.bundle.recovery import locate

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.runtime.backends import OpenRequest, native_error
+from resnet_export.runtime.backends.protocol import OpenRequest, native_error
 from resnet_export.runtime.backends.signature import Tensor, check_signature
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import BackendError

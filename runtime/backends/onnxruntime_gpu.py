@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.runtime.backends import Backend, OpenRequest, native_error
 from resnet_export.runtime.backends.onnxruntime import OnnxRuntimeBackend, open_session
+from resnet_export.runtime.backends.protocol import Backend, OpenRequest, native_error
 from resnet_export.runtime.backends.tensorrt_rtx_cache import FOLDER
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import BackendError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resnet_export.runtime.backends import OpenRequest
+from resnet_export.runtime.backends.protocol import OpenRequest
 from resnet_export.runtime.bundle.manifest import TensorSpec
 from resnet_export.runtime.errors import BackendError
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.runtime.backends import OpenRequest
 from resnet_export.runtime.backends.context_pool import EngineShape, Lane, LanePool
 from resnet_export.runtime.backends.cuda import Cuda
 from resnet_export.runtime.backends.device_array import DeviceArray, view_device_array
+from resnet_export.runtime.backends.protocol import OpenRequest
 from resnet_export.runtime.backends.signature import Tensor, check_signature
 from resnet_export.runtime.backends.tensorrt_library import (
     errors_of,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_export.runtime.backends import ROUTES
+from resnet_export.runtime.backends.routes import ROUTES
 from resnet_export.runtime.bundle.golden import EAGER, read_golden
 from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.errors import BundleError, NoBackendError, RequestError

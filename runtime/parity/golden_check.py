@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from resnet_export.runtime.backends import find_route
+from resnet_export.runtime.backends.routes import find_route
 from resnet_export.runtime.bundle.golden import EAGER, Golden
 from resnet_export.runtime.bundle.manifest import BatchRange, Manifest
 from resnet_export.runtime.errors import BackendError, BundleError

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet_export.runtime.backends import ROUTES, Route, find_route
+from resnet_export.runtime.backends.routes import ROUTES, Route, find_route
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest
 from resnet_export.runtime.parity.report.schema import Skipped
 from resnet_export.runtime.parity.spec import ParitySpec

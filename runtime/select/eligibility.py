@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from resnet_export.runtime.bundle.engine_header import engine_mismatch
 from resnet_export.runtime.bundle.manifest import EngineInfo, Manifest, Verdict
 from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.select.candidate import Candidate
 from resnet_export.runtime.select.choice import Choice, SessionSpec
 from resnet_export.runtime.select.host import Gpu, HostFacts
-from resnet_export.runtime.select.ranking import Candidate, is_simulated
 
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
@@ -69,9 +69,9 @@ def _package_installed(candidate: Candidate, at: SelectionContext) -> str | None
     packages = [package for package in at.host.packages if package.module == route.module]
     if not packages:
         return f"needs the package {route.module}, which is not installed ({route.install})"
-    if route.distributions and not {package.distribution for package in packages} & set(route.distributions):
+    if route.required and not {package.distribution for package in packages} & set(route.required):
         have = " and ".join(f"{package.distribution} {package.version}" for package in packages)
-        return f"needs {' or '.join(route.distributions)}, this host has {have} ({route.install})"
+        return f"needs {' or '.join(route.required)}, this host has {have} ({route.install})"
     return None
 
 
@@ -129,18 +129,12 @@ def _products_exact(candidate: Candidate, at: SelectionContext) -> str | None:
     # Without VNNI, x86 engines multiply 8-bit numbers with VPMADDUBSW, whose 16-bit sums saturate (ONNX
     # Runtime, "Quantize ONNX models", on U8S8); a verdict from another CPU says nothing about that. Arm does
     # not have this limit.
-    if candidate.precision != Precision.INT8 or candidate.route.device != "cpu" or is_simulated(candidate):
+    if candidate.precision != Precision.INT8 or candidate.route.device != "cpu" or candidate.simulated:
         return None
     if at.host.machine.lower() not in ("x86_64", "amd64") or at.request.artifact or at.request.precision:
         return None
     lacking = _lacks_features(at.host, "VNNI", VNNI)
     return lacking and f"{lacking}, so 8-bit products may saturate; precision='int8' runs it all the same"
-
-
-def _runner_exists(candidate: Candidate, _: SelectionContext) -> str | None:
-    if candidate.route.runner is not None:
-        return None
-    return f"this version of resnet-export does not run {candidate.route.provider} engines itself"
 
 
 def _opened(candidate: Candidate, at: SelectionContext) -> str | None:
@@ -161,7 +155,6 @@ FACT_CHECKS: tuple[Check, ...] = (
     _bf16_native,
     _parity_passed,
     _products_exact,
-    _runner_exists,
     _opened,
 )
 
@@ -175,7 +168,7 @@ def choose(candidate: Candidate, at: SelectionContext) -> Choice:
         provider=candidate.route.provider,
         device=f"gpu:{gpu.index}" if gpu else candidate.route.device,
         precision=candidate.precision,
-        simulated=is_simulated(candidate),
+        simulated=candidate.simulated,
     )
 
 

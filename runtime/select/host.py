@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from resnet_export.runtime.backends.routes import ROUTES
+
 # The instruction sets that decide which arithmetic an engine can use, as Linux names them (x86-64, then Arm).
 CPU_FEATURES = (
     "f16c",
@@ -36,25 +38,6 @@ CPU_FEATURES = (
     "i8mm",
     "sve",
 )
-
-# Module → the distributions that may have installed it, the most telling name first.
-BACKEND_PACKAGES = {
-    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
-    "onnxruntime_ep_nv_tensorrt_rtx": (
-        "onnxruntime-ep-nv-tensorrt-rtx",
-        "onnxruntime-ep-nv-tensorrt-rtx-cu13",
-        "onnxruntime-ep-nv-tensorrt-rtx-cu12",
-    ),
-    "openvino": ("openvino",),
-    "tensorrt": (
-        "tensorrt",
-        "tensorrt-cu13",
-        "tensorrt-cu12",
-        "tensorrt-cu13-bindings",
-        "tensorrt-cu12-bindings",
-    ),
-    "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13-bindings"),
-}
 
 # A plain string: type checkers take sys.platform for a constant and skip the other branches.
 _SYSTEM: str = sys.platform
@@ -164,7 +147,7 @@ def parse_cpuinfo(text: str) -> tuple[str, ...]:
 def find_packages() -> tuple[Package, ...]:
     """Return the installed backends, importing none. Two distributions of one module are two entries."""
     found: list[Package] = []
-    for module, distributions in BACKEND_PACKAGES.items():
+    for module, distributions in sorted({(route.module, route.packages) for route in ROUTES}):
         if not _is_installed(module):
             continue
         claims = [

@@ -5,7 +5,7 @@ With nothing asked for, a session runs the fastest candidate whose results are v
 * an artifact with a failed parity verdict for that engine is never picked, and neither is a reduced-precision
   one without a passing verdict; the fp32 graph, which the others are measured against, needs none on record;
 * bf16 arithmetic on an fp32 graph runs on request only;
-* what is faster was measured (`PREFERENCES`); a host's own ranking is `resnet-export bench`'s business.
+* the order is a fact of each route's row (`Execution.order`); a host's own ranking is `resnet-export bench`'s business.
 
 `precision=` lifts the need for a verdict but not the ban on a failed one; `artifact=` lifts both, since then
 the user has named the very file. Every candidate ends in the trace, with the reason that decided about it.
@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from resnet_export.runtime.backends import ROUTES, Route
+from resnet_export.runtime.backends.routes import ROUTES, Route
 from resnet_export.runtime.bundle.manifest import Manifest
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.select.candidate import Candidate
 from resnet_export.runtime.select.choice import Choice, Considered, Outcome, Resolution, SessionSpec
 from resnet_export.runtime.select.eligibility import FACT_CHECKS, REQUEST_CHECKS, SelectionContext, choose
 from resnet_export.runtime.select.host import HostFacts
-from resnet_export.runtime.select.ranking import PREFERENCES, Candidate, rank
 
 __all__ = ["Choice", "Considered", "Resolution", "SessionSpec", "explain", "parse_request", "resolve"]
 
@@ -41,7 +41,7 @@ def resolve(
     rejected. Never raises: an impossible wish leaves `choice` None and its reasons in the trace.
     """
     at = SelectionContext(manifest, host, request, failures or {})
-    ranked = sorted(_candidates(manifest, routes), key=rank)
+    ranked = sorted(_candidates(manifest, routes), key=lambda candidate: candidate.execution.order)
     verdicts = [_judge(candidate, at) for candidate in ranked]
     first = next((index for index, (outcome, _) in enumerate(verdicts) if outcome == "usable"), None)
     trace = tuple(
@@ -131,7 +131,4 @@ def _judge(candidate: Candidate, at: SelectionContext) -> tuple[Outcome, str]:
     for check in FACT_CHECKS:
         if reason := check(candidate, at):
             return "rejected", reason
-    row = rank(candidate)
-    if row == len(PREFERENCES):
-        return "usable", "its speed is not known, so it comes last"
-    return "usable", PREFERENCES[row].why
+    return "usable", candidate.execution.why

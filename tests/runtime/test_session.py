@@ -25,7 +25,8 @@ from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
 from resnet_export.runtime import session as session_module
-from resnet_export.runtime.backends import OpenRequest, Route
+from resnet_export.runtime.backends.protocol import OpenRequest
+from resnet_export.runtime.backends.routes import Route
 from resnet_export.runtime.bundle.manifest import BatchRange, Manifest
 from resnet_export.runtime.errors import (
     BackendError,

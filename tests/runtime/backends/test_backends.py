@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from resnet_export.runtime.backends import ROUTES, Backend, OpenRequest, Route, native_error, open_backend
+from resnet_export.runtime.backends.protocol import Backend, OpenRequest, native_error
+from resnet_export.runtime.backends.routes import ROUTES, Route, open_backend
 from resnet_export.runtime.errors import BackendError
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
@@ -343,11 +344,10 @@ def test_openvino_that_takes_another_precision_than_asked_is_refused(monkeypatch
 # The table and the protocol
 
 
-def test_every_route_with_a_runner_opens_through_the_same_function() -> None:
+def test_every_route_opens_through_the_same_function() -> None:
     for route in ROUTES:
-        if route.runner is not None:
-            parameters = inspect.signature(importlib.import_module(route.runner).open_backend).parameters
-            assert list(parameters) == ["request"]
+        parameters = inspect.signature(importlib.import_module(route.runner).open_backend).parameters
+        assert list(parameters) == ["request"]
     assert len({(route.backend, route.provider) for route in ROUTES}) == len(ROUTES)
 
 

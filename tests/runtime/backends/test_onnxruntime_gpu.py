@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from resnet_export.runtime.backends import ROUTES, OpenRequest, Route, open_backend
 from resnet_export.runtime.backends.onnxruntime_gpu import CUDA, GRAPHS, RTX, TENSORRT, BoundBackend
+from resnet_export.runtime.backends.protocol import OpenRequest
+from resnet_export.runtime.backends.routes import ROUTES, Route, open_backend
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import BackendError
 from resnet_export.runtime.preprocess import to_input

@@ -17,9 +17,9 @@ import pytest
 from cuda.bindings import runtime as cudart
 from numpy.typing import NDArray
 
-from resnet_export.runtime.backends import OpenRequest
 from resnet_export.runtime.backends import tensorrt as runner
 from resnet_export.runtime.backends.cuda import Cuda
+from resnet_export.runtime.backends.protocol import OpenRequest
 from resnet_export.runtime.backends.tensorrt_library import invalidity
 from resnet_export.runtime.bundle.engine_header import read_header
 from resnet_export.runtime.bundle.manifest import (

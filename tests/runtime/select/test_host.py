@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from resnet_export.runtime.backends.routes import ROUTES
 from resnet_export.runtime.select import host
 from resnet_export.runtime.select.host import (
     Gpu,
@@ -152,7 +153,7 @@ def test_the_facts_survive_json() -> None:
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty folder as the only place where packages are installed, and none of the backends imported yet."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    for module in host.BACKEND_PACKAGES:
+    for module in {route.module for route in ROUTES}:
         monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import msgspec
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_export.runtime.backends import ROUTES
+from resnet_export.runtime.backends.routes import ROUTES
 from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, EngineInfo, Manifest, Verdict
 from resnet_export.runtime.errors import BundleError, RequestError
 from resnet_export.runtime.precision import Precision
@@ -23,7 +22,6 @@ RTX_4090 = Gpu(index=0, name="NVIDIA GeForce RTX 4090", compute_capability="8.9"
 RTX_3060 = Gpu(index=1, name="NVIDIA GeForce RTX 3060", compute_capability="8.6", memory=12 << 30)
 
 # Every route with a runner, so that the ranking does not depend on which engines can be run today.
-RUNNING = tuple(dataclasses.replace(route, runner=route.runner or "nothing") for route in ROUTES)
 
 
 def package(distribution: str, version: str, module: str | None = None) -> Package:
@@ -115,7 +113,7 @@ ALL_ENGINES = tuple(
 
 
 def pick(artifacts: tuple[Artifact, ...], facts: HostFacts = CPU_HOST, **request: object) -> Resolution:
-    return resolve(tiny_bundle.manifest(artifacts), facts, SessionSpec(**request), routes=RUNNING)
+    return resolve(tiny_bundle.manifest(artifacts), facts, SessionSpec(**request))
 
 
 def chosen(resolution: Resolution) -> str | None:
@@ -297,13 +295,6 @@ def test_an_engine_that_the_manifest_does_not_describe_is_not_tried() -> None:
     resolution = pick((bare,), GPU_HOST, artifact=bare.name)
     assert resolution.choice is None
     assert "does not say what the engine was built for" in reasons(resolution, bare.name, "tensorrt")
-
-
-def test_a_route_without_a_runner_is_explained_and_never_chosen() -> None:
-    routes = tuple(dataclasses.replace(route, runner=None) for route in ROUTES)
-    resolution = resolve(tiny_bundle.manifest(ALL_ONNX), CPU_HOST, SessionSpec(), routes=routes)
-    assert resolution.choice is None
-    assert "does not run" in reasons(resolution, "fp32", "openvino")
 
 
 @pytest.mark.parametrize(
@@ -509,11 +500,11 @@ def is_wanted(item: Considered, request: SessionSpec) -> bool:
 def test_every_candidate_is_in_the_trace_and_the_best_usable_one_is_chosen(
     manifest: Manifest, facts: HostFacts, request: SessionSpec
 ) -> None:
-    resolution = resolve(manifest, facts, request, routes=RUNNING)
+    resolution = resolve(manifest, facts, request)
     expected = sorted(
         (artifact.name, route.backend, route.provider, precision)
         for artifact in manifest.artifacts
-        for route in RUNNING
+        for route in ROUTES
         if route.kind == artifact.kind
         and (artifact.engine is None or artifact.kind == "onnx" or artifact.engine.variant == route.provider)
         for precision in (artifact.precision, *(route.also if artifact.precision == Precision.FP32 else ()))
@@ -536,10 +527,10 @@ def test_failing_choices_one_after_the_other_ends_with_none_and_repeats_none(
     manifest: Manifest, facts: HostFacts, request: SessionSpec
 ) -> None:
     failures: dict[object, str] = {}
-    while (choice := resolve(manifest, facts, request, failures, RUNNING).choice) is not None:
+    while (choice := resolve(manifest, facts, request, failures, ROUTES).choice) is not None:
         assert choice not in failures
         failures[choice] = "error"
-    assert len(failures) <= 2 * len(RUNNING) * len(manifest.artifacts)
+    assert len(failures) <= 2 * len(ROUTES) * len(manifest.artifacts)
 
 
 @settings(max_examples=100, deadline=None)
@@ -549,7 +540,7 @@ def test_nothing_unvouched_or_failed_is_ever_chosen_without_being_asked_for(
 ) -> None:
     unique = {artifact.name: artifact for artifact in manifest.artifacts}
     manifest = tiny_bundle.manifest(tuple(unique.values()))
-    choice = resolve(manifest, facts, SessionSpec(), routes=RUNNING).choice
+    choice = resolve(manifest, facts, SessionSpec()).choice
     if choice is None:
         return
     picked = unique[choice.artifact]
