@@ -8,6 +8,7 @@ one batch. A batch that filled up while the previous one ran does not wait at al
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from collections import deque
@@ -53,6 +54,7 @@ class MicroBatcher(Generic[T, R]):
         self._changed = threading.Condition(threading.RLock())
         self._worker: threading.Thread | None = None
         self._closed = False
+        self._process = os.getpid()
 
     def submit(self, item: T) -> Future[R]:
         """Queue `item` and return the future of its result. Raises SessionClosedError after `close`."""
@@ -80,8 +82,11 @@ class MicroBatcher(Generic[T, R]):
     def close(self) -> None:
         """Take nothing more, run what was submitted, and return when every future has its result.
 
-        A call from a future's own callback returns when everything else has run.
+        A call from a future's own callback returns when everything else has run. Does nothing in a fork of the process
+        that made the batcher: its worker and the futures belong there, and a lock copied while held never opens.
         """
+        if os.getpid() != self._process:
+            return
         self.retire()
         worker = self._worker
         if worker is threading.current_thread():
@@ -91,6 +96,8 @@ class MicroBatcher(Generic[T, R]):
 
     def retire(self) -> None:
         """Take nothing more and return at once; the worker completes what was submitted and ends."""
+        if os.getpid() != self._process:
+            return
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from resnet_export.runtime.errors import SessionClosedError
@@ -14,13 +15,31 @@ class Gate:
         self._condition = threading.Condition(threading.Lock())
         self._inside = 0
         self._closed = False
+        self._process = os.getpid()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
 
+    def is_forked(self) -> bool:
+        """Tell whether this process is a fork of the one that made the gate."""
+        return os.getpid() != self._process
+
+    def check_process(self) -> None:
+        """Raise SessionClosedError in a fork of the process that made the gate.
+
+        A fork copies locks as they happen to be, and neither the threads of an engine nor its GPU, so a call would wait
+        for ever; nothing of the session may be touched there.
+        """
+        if self.is_forked():
+            raise SessionClosedError(
+                f"the session was opened in process {self._process} and this is a fork of it, which has none of its "
+                "threads; call open_session() in each worker process"
+            )
+
     def __enter__(self) -> None:
+        self.check_process()
         with self._condition:
             if self._closed:
                 raise SessionClosedError("the session is closed; open another with open_session()")
@@ -33,7 +52,12 @@ class Gate:
                 self._condition.notify_all()
 
     def close(self) -> bool:
-        """Let nobody in, wait until everybody has left, and tell whether this was the first call."""
+        """Let nobody in, wait until everybody has left, and tell whether this was the first call.
+
+        False at once in a fork, where nobody is inside and nothing may be freed.
+        """
+        if self.is_forked():
+            return False
         with self._condition:
             first = not self._closed
             self._closed = True

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import msgspec
 import numpy as np
@@ -88,7 +88,10 @@ def open_session(
 
 
 class Session:
-    """An opened bundle; made by `open_session`. All methods may be called from many threads at once."""
+    """An opened bundle; made by `open_session`. All methods may be called from many threads at once.
+
+    It belongs to the process that opened it: a fork of that process is refused, and so is pickling.
+    """
 
     def __init__(
         self, manifest: Manifest, backend: Backend, choice: Choice, trace: tuple[Considered, ...]
@@ -126,7 +129,7 @@ class Session:
         Raises:
             RequestError: the batch has another dtype or shape.
             BackendError: the engine failed.
-            SessionClosedError: the session is closed.
+            SessionClosedError: the session is closed, or this process is a fork of the one that opened it.
         """
         return self._runner.run(batch)
 
@@ -158,7 +161,9 @@ class Session:
             BackendError, SessionClosedError: as `run`.
         """
         _check_top(top)
-        single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike)
+        single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(
+            images, "read"
+        )
         flat = isinstance(images, np.ndarray) and images.ndim < 4
         if single or flat or not isinstance(images, Iterable):
             raise RequestError(
@@ -183,6 +188,7 @@ class Session:
         Raises RequestError when `top` is below 1, SessionClosedError when the session is closed.
         """
         _check_top(top)
+        self._runner.gate.check_process()
         batcher = self._start_batcher()
         try:
             crop = load(image, self.manifest.preprocessing)
@@ -195,7 +201,12 @@ class Session:
         return batcher.submit(Request(crop, top))
 
     def close(self) -> None:
-        """Complete what was submitted, wait for running calls, and free the engine. Twice is harmless."""
+        """Complete what was submitted, wait for running calls, and free the engine. Twice is harmless.
+
+        Does nothing in a fork: the session belongs to the process that opened it.
+        """
+        if self._runner.gate.is_forked():
+            return
         with self._lock:
             self._closing = True
             batcher = self._batcher
@@ -211,6 +222,12 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise RequestError(
+            "a session cannot be pickled or copied, it holds an opened engine; give the path of the bundle to the "
+            "other process and call open_session() there"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._runner.gate.closed else "open"

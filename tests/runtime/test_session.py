@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
+import os
+import pickle
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -274,7 +277,15 @@ def test_a_top_that_is_no_count_is_refused(top: object) -> None:
 
 @pytest.mark.parametrize(
     "image",
-    ["cat.jpg", b"\x89PNG", Path("cat.jpg"), np.zeros((SIDE, SIDE, 3), np.uint8), Image.new("L", (9, 9)), 3],
+    [
+        "cat.jpg",
+        b"\x89PNG",
+        io.BytesIO(b"\x89PNG"),
+        Path("cat.jpg"),
+        np.zeros((SIDE, SIDE, 3), np.uint8),
+        Image.new("L", (9, 9)),
+        3,
+    ],
 )
 def test_one_image_instead_of_several_is_refused(image: object) -> None:
     with recorded(Recorder()) as session, pytest.raises(RequestError, match="put it in a list"):
@@ -452,6 +463,88 @@ def test_a_program_that_ends_without_closing_answers_its_requests_and_exits(bund
         [sys.executable, "-c", program, bundle], capture_output=True, text=True, timeout=60, check=True
     )
     assert (done.stdout.split(), done.stderr) == (["5"] * 5, "")
+
+
+# Other processes
+
+IN_A_FORK = """
+import os, signal, sys, numpy
+from resnet_export.runtime import SessionClosedError, open_session
+path, backend = sys.argv[1:]
+session = open_session(path, backend=backend, device="cpu", threads=2)
+image = numpy.zeros((16, 16, 3), numpy.uint8)
+batch = numpy.zeros((1, 3, 16, 16), numpy.float32)
+held = session._start_batcher()._changed
+for used in (session.run, session.classify, session.submit):
+    session.submit(image).result(20)
+    with session._lock, held:  # as another thread may hold them at the fork
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits for ever
+        try:
+            used(batch if used == session.run else [image] if used == session.classify else image)
+        except SessionClosedError as error:
+            print(error, flush=True)
+        session.close()
+        with open_session(path, backend=backend, device="cpu", threads=1) as own:
+            print(own.run(batch).shape, flush=True)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+print(len(session.submit(image).result(20)))
+session.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_fork_is_refused_in_words_for_every_call_and_opens_a_session_of_its_own(
+    bundle: Path, backend: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", IN_A_FORK, bundle, backend],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    *forks, last = done.stdout.splitlines()
+    assert len(forks) == 9
+    for refusal, shape, status in zip(forks[::3], forks[1::3], forks[2::3], strict=True):
+        assert refusal.endswith("call open_session() in each worker process")
+        assert (shape, status) == (f"(1, {CLASSES})", "0")
+    assert last == str(CLASSES)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_that_ends_does_not_close_what_belongs_to_its_parent() -> None:
+    program = (
+        "import os, sys\n"
+        "from resnet_export.runtime.batching import MicroBatcher\n"
+        "batcher = MicroBatcher(lambda items: items, max_batch=2)\n"
+        "batcher.submit(1).result(20)\n"
+        "with batcher._changed:\n"
+        "    child = os.fork()\n"
+        "if child == 0:\n"
+        "    import signal; signal.alarm(20)\n"
+        "    sys.exit(3)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), batcher.submit(2).result(20))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["3", "2"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "duplicate", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda call: call.__name__
+)
+def test_a_session_cannot_be_copied_to_another_process_and_says_what_to_send_instead(
+    duplicate: Callable[[Session], object],
+) -> None:
+    with recorded(Recorder()) as session:
+        with pytest.raises(RequestError, match="give the path of the bundle to the other process"):
+            duplicate(session)
+        assert session.run(batch_of(1)).shape == (1, CLASSES)
 
 
 # Opening
