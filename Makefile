@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 SOURCES := exporter calibration runtime tests benchmarks examples
 
-.PHONY: run test lint typecheck clean
+.PHONY: run test gpu-check lint typecheck clean
 
 # The stamps carry the dependency files, so a change of either installs again and nothing else does.
 $(VENV)/.run: pyproject.toml $(CONSTRAINTS)
@@ -30,6 +30,10 @@ run: $(VENV)/.run
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# On a machine with an NVIDIA GPU and whatever TensorRT is in .venv: every backend, precision and check there is.
+gpu-check: $(VENV)/.run
+	$(BIN)/python -m benchmarks.gpu_check --out build/gpu-check.md
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(SOURCES)

@@ -282,3 +282,22 @@ def test_no_images_are_refused() -> None:
 
 def test_the_limits_are_ordered_as_the_precisions_are() -> None:
     assert LIMITS["fp32"] < LIMITS["fp16"] < LIMITS["weights"] < LIMITS["activations"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_further_outputs_change_nothing_of_what_is_found(precision: Precision) -> None:
+    """Features and embeddings leave a graph beside the logits, wherever in it their tensors are."""
+    plain = graphs(18)
+    fp32, artifact = onnx.ModelProto(), plain.copy(precision)
+    fp32.CopyFrom(plain.fp32)
+    for model in (fp32, artifact):
+        for name in ("layer1.0.conv1", "layer3.1.conv2", "layer4.0.conv1.relu"):
+            model.graph.output.append(onnx.ValueInfoProto(name=node(model, name).output[0]))
+    wider = Graphs(fp32, {precision: artifact}, plain.modules)
+    said, expected = wider.compare(artifact), plain.compare(plain.artifacts[precision])
+    assert [(layer.node, layer.kind, layer.missing, layer.diverges) for layer in said.layers] == [
+        (layer.node, layer.kind, layer.missing, layer.diverges) for layer in expected.layers
+    ]
+    assert (said.unpaired, said.sentence) == (expected.unpaired, expected.sentence)
+    fault = scale_weights(wider.copy(precision), CONV[18], 1.5)
+    assert found(wider, fault).node == CONV[18]
