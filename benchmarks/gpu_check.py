@@ -24,7 +24,7 @@ from shutil import which
 import numpy as np
 
 from resnet_export.runtime import Session, open_session
-from resnet_export.runtime.backends import ROUTES, Route
+from resnet_export.runtime.backends.routes import ROUTES, Route
 from resnet_export.runtime.bundle.golden import EAGER, read_golden
 from resnet_export.runtime.bundle.manifest import Artifact, read_manifest
 from resnet_export.runtime.errors import ResnetExportError
@@ -148,8 +148,8 @@ def _artifact(
         return None, f"no GPU ({host.gpu_note})"
     if host.package(route.module) is None:
         return None, f"{route.module} is not installed; {route.install}"
-    if precision in route.lacks:
-        return None, f"no kernels for {precision}"
+    if route.execution(precision, "tensorrt") is None:
+        return None, f"it does not run {precision}"
     if bundle is None:
         return None, "no bundle could be exported"
     for artifact in read_manifest(bundle).artifacts:

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import gpu_check
 from benchmarks.gpu_check import CHECKS, Cell, cells, table
 from resnet_export.runtime import open_session
-from resnet_export.runtime.backends import ROUTES
+from resnet_export.runtime.backends.routes import ROUTES
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import Gpu, HostFacts, Package
 from tests.parity_bundle import write
