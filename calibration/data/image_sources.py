@@ -6,13 +6,17 @@ read in ascending order, one at a time, as often as wanted.
 
 from __future__ import annotations
 
+import codecs
+import csv
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import IO, Literal, NoReturn, TypeAlias
 
@@ -22,7 +26,7 @@ from numpy.typing import NDArray
 from resnet_export.runtime.bundle.schema import CHANNELS
 from resnet_export.runtime.errors import DatasetError
 
-__all__ = ["EXTENSIONS", "Classes", "Kind", "Listing", "files_of", "list_images"]
+__all__ = ["EXTENSIONS", "Classes", "Kind", "Listing", "class_folders", "files_of", "list_images"]
 
 Kind: TypeAlias = Literal["folder", "list", "npz"]
 
@@ -56,6 +60,26 @@ EXTENSIONS = frozenset(
 _OTHER_NAMES_OF_LABELS = frozenset(
     {"class", "classes", "gt", "ground_truth", "label", "labels", "target", "targets", "y", "y_true"}
 )
+# What operating systems, archivers and network drives leave beside images, in lower case; hidden names go, too.
+_DROPPINGS = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "#recycle",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "__pycache__",
+    }
+)
+# What the parts of a data set are called, in lower case: not its classes.
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
+_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst", ".list"})
+_LABEL_COLUMNS = frozenset(
+    {"label", "labels", "class", "class_id", "classid", "category", "target", "y", "class_index"}
+)
+_SEPARATORS = ",;\t"
+_IMAGENET_CLASSES = 1000
 _MAX_DIGITS = 18  # int64 holds them all
 _NAMED = 3
 
@@ -74,7 +98,16 @@ class Classes:
             raise DatasetError(
                 f"the label {label!r} names classes {found[0]} and {found[1]}; use the class index instead"
             )
+        if not found and self.count == _IMAGENET_CLASSES:
+            return _imagenet_wnids().get(label)
         return found[0] if found else None
+
+
+@cache
+def _imagenet_wnids() -> dict[str, int]:
+    """Return the WordNet ids of ImageNet-1K's classes (ILSVRC 2012), by which its folders are called."""
+    text = files("resnet_export.calibration.data").joinpath("imagenet_wnids.txt").read_text(encoding="ascii")
+    return {wnid: index for index, wnid in enumerate(text.split())}
 
 
 @dataclass(frozen=True)
@@ -93,17 +126,20 @@ class Listing:
 
 
 def list_images(source: Path, classes: Classes) -> Listing:
-    """List a folder of images, a list file (.txt) or an archive (.npz). Raises DatasetError.
+    """List a folder of images, a list file (.txt, .csv, .tsv, .lst) or an archive (.npz). Raises DatasetError.
 
     Folder: either images only, without labels, or one subfolder a class, searched to any depth. Each subfolder
-    is called by one of the network's labels or by a class index; where none is called by a label, and not all
-    by an index, they are, in sorted order, the classes from 0 (as in torchvision's ImageFolder), there must be
-    as many as the network has, and a note says so. Hidden files, and files whose names do not end like an
-    image's, are rejected.
+    is called by one of the network's labels, by a class index or, for a network of 1000 classes, by the WordNet id of
+    an ImageNet class; where none is called by a label, and not all by an index, they are, in sorted order, the classes
+    from 0 (as in torchvision's ImageFolder), there must be as many as the network has, and a note says so. Hidden
+    files, what operating systems leave behind, and files whose names do not end like an image's, are skipped. A folder
+    that holds nothing but the folder of the data set stands for it; one that holds `train` and `val` is refused.
 
     List file: a path a line, relative to the list's own folder, on every line or on none followed by a label:
-    after a space a word of digits, after a tab any word. It is one of the network's labels, or else a class
-    index. This is the form of MLPerf's calibration lists and of its `val_map.txt`.
+    after a space a word of digits, after a tab, a comma, a semicolon or a quoted path any word. It is one of the
+    network's labels, or else a class index. This covers the form of MLPerf's calibration lists and of its
+    `val_map.txt`. A .csv file may have a header and further columns; the label is the other of two columns, or the one
+    that the header calls so. Backslashes separate folders where no file has them in its name.
 
     A word of digits that is one of the network's labels means that label, whatever class has that index.
 
@@ -116,19 +152,19 @@ def list_images(source: Path, classes: Classes) -> Listing:
             listing = _list_folder(source, classes)
         elif not source.exists():
             raise DatasetError(
-                f"{str(source)!r} does not exist; give a folder of images, a .txt list or an .npz file"
+                f"{str(source)!r} does not exist; give a folder of images, a .txt or .csv list, or an .npz file"
             )
         elif not source.is_file():  # a pipe blocks whoever opens it, a device may never end
             raise DatasetError(
-                f"{str(source)!r} is not a regular file; give a folder of images, a .txt list or an .npz file"
+                f"{str(source)!r} is not a regular file; give a folder of images, a .txt or .csv list, or an .npz file"
             )
         elif source.suffix.lower() == ".npz":
             listing = _list_archive(source)
-        elif source.suffix.lower() == ".txt":
+        elif source.suffix.lower() in _LIST_SUFFIXES:
             listing = _list_file(source, classes)
         else:
             raise DatasetError(
-                f"{str(source)!r} is not a data set; give a folder of images, a .txt list or an .npz file"
+                f"{str(source)!r} is not a data set; give a folder of images, a .txt or .csv list, or an .npz file"
             )
     except OSError as error:
         raise DatasetError(
@@ -172,10 +208,9 @@ def files_of(source: Path) -> Iterator[Path]:
     if source.is_dir():
         for parent, _, files in os.walk(source):
             yield from (Path(parent, name) for name in files)
-    elif source.is_file() and source.suffix.lower() == ".txt":
-        with suppress(OSError, UnicodeDecodeError):
-            lines = source.read_text(encoding="utf-8-sig").splitlines()
-            yield from (source.parent / _split_line(line)[0] for line in lines if line.strip())
+    elif source.is_file() and source.suffix.lower() in _LIST_SUFFIXES:
+        with suppress(OSError, DatasetError):
+            yield from (_listed_path(source.parent, row.name) for row in _read_rows(source))
 
 
 def _read_paths(paths: Sequence[Path], indices: Sequence[int]) -> Iterator[Path]:
@@ -186,7 +221,8 @@ def _read_paths(paths: Sequence[Path], indices: Sequence[int]) -> Iterator[Path]
 
 
 def _list_folder(source: Path, classes: Classes) -> Listing:
-    entries = sorted(entry for entry in source.iterdir() if not entry.name.startswith("."))
+    root, notes = _data_root(source, classes)
+    entries = _entries(root)
     loose = [entry for entry in entries if _is_image(entry.name) and not entry.is_dir()]
     nested = {entry.name: _walk(entry) for entry in entries if entry.is_dir()}
     in_folders = sum(map(len, nested.values()))
@@ -197,15 +233,70 @@ def _list_folder(source: Path, classes: Classes) -> Listing:
         )
     if not loose and not in_folders:
         raise DatasetError(f"{str(source)!r} has no images; give a folder with files such as .jpg or .png")
-    notes: tuple[str, ...] = ()
     if loose:
         paths, labels = loose, None
     else:
-        index_of, notes = _classes_of_folders(source, sorted(nested), classes)
+        index_of, more = _classes_of_folders(root, sorted(nested), classes)
+        notes += more
         pairs = [(path, index_of[name]) for name in sorted(nested) for path in nested[name]]
         paths, labels = [path for path, _ in pairs], np.array([label for _, label in pairs], np.int64)
     names = tuple(path.relative_to(source).as_posix() for path in paths)
     return Listing("folder", names, labels, lambda indices: _read_paths(paths, indices), notes)
+
+
+def class_folders(source: Path) -> tuple[str, ...]:
+    """Return the names of the class folders of a data set in sorted order; none where it is not such a folder.
+
+    Raises DatasetError for a folder that `list_images` refuses whatever the network's classes are.
+    """
+    if not source.is_dir():
+        return ()
+    try:
+        root, _ = _data_root(source, Classes())
+        return tuple(entry.name for entry in _entries(root) if entry.is_dir())
+    except OSError:  # `list_images` says it
+        return ()
+
+
+def _data_root(source: Path, classes: Classes) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder that holds the images or class folders, and a note where it is not `source` itself.
+
+    An archive of a data set is often unpacked into a folder of its own, which is no class.
+    """
+    root = source
+    while True:
+        entries = _entries(root)
+        folders = [entry for entry in entries if entry.is_dir()]
+        loose = any(_is_image(entry.name) for entry in entries if not entry.is_dir())
+        unknown = [entry for entry in folders if not _is_class(entry.name, classes)]
+        if loose or not unknown or len(unknown) < len(folders):
+            break
+        splits = [entry for entry in folders if entry.name.lower() in _SPLITS]
+        if len(splits) > 1:
+            parts = " and ".join(repr(entry.name) for entry in splits[:_NAMED])
+            raise DatasetError(
+                f"{str(root)!r} holds {parts}, which are parts of a data set and not classes; give one of them, such "
+                f"as {str(splits[0])!r}"
+            )
+        within = [entry for entry in _entries(folders[0]) if entry.is_dir()] if len(folders) == 1 else []
+        if not within:
+            break
+        root = folders[0]
+    if root == source:
+        return root, ()
+    return root, (f"the images of {str(source)!r} are those of {str(root)!r}, the only folder in it",)
+
+
+def _is_class(name: str, classes: Classes) -> bool:
+    return name.isdecimal() or classes.index(name) is not None
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not _is_dropping(entry.name))
+
+
+def _is_dropping(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _DROPPINGS
 
 
 def _is_image(name: str) -> bool:
@@ -217,9 +308,9 @@ def _walk(folder: Path) -> list[Path]:
         raise error
 
     found = []
-    for parent, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if _is_image(name)]
+    for parent, folders, files_here in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not _is_dropping(name)]
+        found += [Path(parent, name) for name in files_here if _is_image(name)]
     return sorted(found)
 
 
@@ -257,24 +348,27 @@ def _classes_of_folders(
 # List files
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A line of a list: its number, the path as it is written, and the word that is its label, if there is one."""
+
+    number: int
+    name: str
+    word: str | None
+
+
 def _list_file(source: Path, classes: Classes) -> Listing:
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{str(source)!r} is not UTF-8 text ({error}); write a path a line") from error
     names, labels = [], []
     index_of = cache(classes.index)
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            name, word = _split_line(line)
-            where = f"line {number} of {str(source)!r}"
-            if not name:
-                raise DatasetError(f"{where} has a label and no path; correct the line")
-            label = None if word is None else index_of(word)
-            if word is not None and label is None:
-                label = _label_index(word, where, classes)
-            names.append(name)
-            labels.append(label)
+    for row in _read_rows(source):
+        where = f"line {row.number} of {str(source)!r}"
+        if not row.name:
+            raise DatasetError(f"{where} has a label and no path; correct the line")
+        label = None if row.word is None else index_of(row.word)
+        if row.word is not None and label is None:
+            label = _label_index(row.word, where, classes)
+        names.append(row.name)
+        labels.append(label)
     if not names:
         raise DatasetError(f"{str(source)!r} lists no images; write a path a line")
     known = [label for label in labels if label is not None]
@@ -283,7 +377,7 @@ def _list_file(source: Path, classes: Classes) -> Listing:
         raise DatasetError(
             f"{str(source)!r} gives some images a label, but none to {stranger!r}; label all of them or none"
         )
-    paths = [source.parent / name for name in names]
+    paths = [_listed_path(source.parent, name) for name in names]
     return Listing(
         "list",
         tuple(names),
@@ -292,11 +386,82 @@ def _list_file(source: Path, classes: Classes) -> Listing:
     )
 
 
+def _listed_path(folder: Path, name: str) -> Path:
+    """Return where a listed image is. Windows writes backslashes, which other systems allow in a name."""
+    path = folder / name
+    if "\\" in name and not path.exists():
+        return folder / name.replace("\\", "/")
+    return path
+
+
+def _read_rows(source: Path) -> list[_Row]:
+    data = source.read_bytes()
+    try:
+        # Names of files need not be UTF-8, and are then kept as they are.
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16") if wide else data.decode("utf-8-sig", "surrogateescape")
+        if "\0" in text:
+            raise ValueError("it has null bytes")
+    except ValueError as error:
+        raise DatasetError(f"{str(source)!r} is not UTF-8 text ({error}); write a path a line") from error
+    if source.suffix.lower() == ".csv":
+        return _read_csv(source, text)
+    lines = re.split("\r\n|\r|\n", text)
+    return [_Row(number, *_split_line(line)) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read_csv(source: Path, text: str) -> list[_Row]:
+    """Return the rows of a table: one column has the images, and one of the others, if there are any, the labels."""
+    first = text.partition("\n")[0]
+    separator = max(_SEPARATORS, key=first.count)
+    reader = csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
+    try:
+        lines = [
+            (reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))
+        ]
+    except csv.Error as error:
+        raise DatasetError(
+            f"{str(source)!r} is not a sound .csv file ({error}); write a path and a label a line"
+        ) from error
+    if not lines:
+        return []
+    header = (
+        [] if any(map(_is_image, lines[0][1])) or len(lines) == 1 else [cell.lower() for cell in lines[0][1]]
+    )
+    rows = lines[1:] if header else lines
+    width = len(rows[0][1])
+    for number, row in rows:
+        if len(row) != width:
+            raise DatasetError(
+                f"line {number} of {str(source)!r} has {len(row)} columns, the first {width}; quote a path that has a "
+                f"{separator!r} in it"
+            )
+    path = next((at for at in range(width) if all(_is_image(row[at]) for _, row in rows)), 0)
+    others = [at for at in range(width) if at != path]
+    called = [at for at in others if header and header[at] in _LABEL_COLUMNS]
+    if len(others) > 1 and len(called) != 1:
+        raise DatasetError(
+            f"{str(source)!r} has {width} columns, and which holds the labels is not clear; call it `label` in a "
+            "header, or write a .txt list with a path, a tab and a label a line"
+        )
+    label = called[0] if len(called) == 1 else others[0] if others else None
+    return [_Row(number, row[path], None if label is None else row[label]) for number, row in rows]
+
+
 def _split_line(line: str) -> tuple[str, str | None]:
     """Return the path of a line, and the word that is its label, None where there is none."""
+    line = line.strip(" \r\n")
+    quoted = re.fullmatch(r"""(["'])(?P<path>.*?[^\s].*?)\1\s*[,;\t ]?\s*(?P<word>.*)""", line)
+    if quoted:
+        return quoted["path"], quoted["word"].strip().strip("\"'") or None
     if "\t" in line:
         name, _, word = (part.strip() for part in line.rpartition("\t"))
         return name, word
+    for separator in ",;":
+        name, _, word = (part.strip() for part in line.rpartition(separator))
+        # A comma may stand in a name: what ends like an image before it, and does not behind it, is a path.
+        if _is_image(Path(name).name) and not _is_image(word):
+            return name, word
     name, _, word = line.strip().rpartition(" ")
     if name and _is_integer(word):
         return name.rstrip(), word
@@ -306,7 +471,7 @@ def _split_line(line: str) -> tuple[str, str | None]:
 def _label_index(word: str, where: str, classes: Classes) -> int:
     if not _is_integer(word):
         raise DatasetError(
-            f"{where} has {word!r} after its tab, expected a class index or one of the network's "
+            f"{where} has the label {word!r}, expected a class index or one of the network's "
             "labels; correct the line"
         )
     return _to_index(word, where, classes)

@@ -443,6 +443,62 @@ def test_a_damaged_exif_block_leaves_the_picture_as_stored() -> None:
         assert np.array_equal(decode(data), stored)
 
 
+# Files of other kinds
+
+HEIC = b"\0\0\0\x18ftyp" + b"heic" + b"\0\0\0\0" + b"mif1heic" + bytes(200)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_photographs_of_phones_are_read_where_pillow_heif_is_installed(orientation: int) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif")
+    stored = Image.fromarray(noise(6, 8, 3)).resize((64, 48))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    pillow_heif.from_pillow(stored).save(file, quality=100, chroma=444, exif=exif.tobytes())
+    found = np.asarray(decode(file.getvalue()), int)
+    expected = np.asarray(stored if orientation == 1 else stored.transpose(Image.Transpose.ROTATE_270), int)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 3
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1"])
+def test_what_reads_photographs_of_phones_is_named_where_it_is_missing(
+    brand: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resnet_export.runtime.preprocess._open_heif", lambda: False)
+    with pytest.raises(
+        ImageError, match=r"is a HEIC image, which takes pillow-heif to read; run: pip install"
+    ):
+        decode(HEIC.replace(b"heic", brand, 1))
+
+
+def test_avif_is_not_taken_for_heic() -> None:
+    data = encoded(Image.fromarray(noise(48, 64, 3)), "AVIF")
+    assert decode(data).size == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "an HTML page"),
+        (b"<html><body>404", "an HTML page"),
+        (b"<svg xmlns='x'/>", "an SVG drawing"),
+        (bytes(128) + b"DICM" + bytes(99), "a DICOM file"),
+        (b"PK\x03\x04" + bytes(99), "a zip archive"),
+        (b"\x93NUMPY\x01\0", "a NumPy array"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "a Git LFS pointer"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0isomiso2mp41" + bytes(99), "a video"),
+        (b"GIF8 or not", "not an image, or its header is damaged"),
+    ],
+)
+def test_files_of_other_kinds_are_called_what_they_are(data: bytes, kind: str) -> None:
+    with pytest.raises(ImageError, match=rf"x.jpg is {kind}.*; give a JPEG, PNG") as caught:
+        decode(data, name="x.jpg")
+    assert "\n" not in str(caught.value)
+
+
 # More than eight bits, and other color models
 
 

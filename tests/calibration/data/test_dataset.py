@@ -416,6 +416,158 @@ def test_a_word_of_digits_means_the_same_in_a_list_and_as_a_folder(separator: st
         assert found == {"0": 0, "3": 2, "10": 3}
 
 
+# Forms that people have
+
+
+DROPPINGS = ["__MACOSX", "@eaDir", "$RECYCLE.BIN", ".ipynb_checkpoints", "lost+found"]
+
+
+@pytest.mark.parametrize("labels", [[], ["cat", "dog"]])
+def test_what_operating_systems_leave_behind_is_neither_class_nor_image(
+    labels: list[str], tmp_path: Path
+) -> None:
+    for name in ("cat", "dog"):
+        save_images(tmp_path / name, pictures(2))
+        for file in (".DS_Store", "Thumbs.db", "desktop.ini", "._000.png"):
+            (tmp_path / name / file).write_bytes(b"x")
+            (tmp_path / file).write_bytes(b"x")
+        save_images(tmp_path / name / "@eaDir" / "000.png", pictures(1), prefix="SYNOPHOTO_THUMB_")
+    for name in DROPPINGS:
+        save_images(tmp_path / name, pictures(1))
+        (tmp_path / name / "empty").mkdir()
+    dataset = open_dataset(tmp_path, preprocessing=SMALL, labels=labels)
+    assert dataset.names == ("cat/000.png", "cat/001.png", "dog/000.png", "dog/001.png")
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_folders_called_by_wordnet_ids_are_imagenets_classes(tmp_path: Path) -> None:
+    for name in ("n01440764", "n02102040", "n03888257", "n15075141"):
+        save_images(tmp_path / name, pictures(1))
+    dataset = open_dataset(tmp_path, preprocessing=SMALL, num_classes=1000)
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [0, 217, 701, 999]
+    with pytest.warns(
+        DatasetWarning, match="alphabetical"
+    ):  # another network's folders are classes of their own
+        other = open_dataset(tmp_path, preprocessing=SMALL, num_classes=4)
+    assert other.labels is not None
+    assert other.labels.tolist() == [0, 1, 2, 3]
+    save_images(tmp_path / "n99999999", pictures(1))
+    with pytest.raises(DatasetError, match="'n99999999', which is none of the network's labels"):
+        open_dataset(tmp_path, preprocessing=SMALL, num_classes=1000)
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Train", "Test"), ("training", "validation", "test")])
+@pytest.mark.parametrize("labels", [[], ["cat", "dog"], ["a", "b", "c"]])
+def test_the_parts_of_a_data_set_are_not_its_classes(
+    names: tuple[str, ...], labels: list[str], tmp_path: Path
+) -> None:
+    for name in names:
+        for label in ("cat", "dog"):
+            save_images(tmp_path / "data" / name / label, pictures(1))
+    for root in (tmp_path / "data", tmp_path):
+        with pytest.raises(
+            DatasetError, match=r"which are parts of a data set and not classes; give one of them"
+        ):
+            open_dataset(root, preprocessing=SMALL, labels=labels)
+    for name in names:
+        open_dataset(tmp_path / "data" / name, preprocessing=SMALL, labels=["cat", "dog"])
+
+
+def test_parts_that_are_labels_are_classes(tmp_path: Path) -> None:
+    for name in ("bus", "train"):
+        save_images(tmp_path / name, pictures(1))
+    dataset = open_dataset(tmp_path, preprocessing=SMALL, labels=["bus", "train"])
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [0, 1]
+
+
+def test_a_folder_that_holds_nothing_but_the_data_set_stands_for_it(tmp_path: Path) -> None:
+    for label in ("dog", "cat"):
+        save_images(tmp_path / "flowers" / "train" / label, pictures(1))
+    with pytest.warns(DatasetWarning, match="are those of .*train', the only folder in it"):
+        dataset = open_dataset(tmp_path, preprocessing=SMALL, labels=["cat", "dog"])
+    assert dataset.names == ("flowers/train/cat/000.png", "flowers/train/dog/000.png")
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [0, 1]
+
+
+LISTS = {
+    "tab.tsv": "{path}\t{label}\n",
+    "space.lst": "{path} {index}\n",
+    "comma.txt": "{path},{label}\n",
+    "comma and space.txt": "{path}, {index}\r\n",
+    "semicolon.txt": "{path};{label}\n",
+    "quotes.txt": '"{path}" {index}\n',
+    "single quotes.txt": "'{path}'\t'{label}'\n",
+    "quotes and comma.txt": '"{path}","{label}"\n',
+    "windows.txt": "{windows}\t{label}\r\n",
+    "old mac.txt": "{path}\t{label}\r",
+    "plain.csv": '"{path}",{index}\n',
+    "header.csv": 'path,label\n"{path}",{label}\n',
+    "swapped.csv": "class;filename\n{label};{path}\n",
+    "pandas.csv": ',file,split,label\n0,"{path}",train,{label}\n',
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_are_read_in_the_forms_that_people_have(name: str, tmp_path: Path) -> None:
+    labels = ["cow", "siamese cat", "dog"]
+    save_images(tmp_path / "my photos, 2024", pictures(3))
+    head, row = "", LISTS[name]
+    if name.endswith(".csv") and name != "plain.csv":
+        head, _, row = row.partition("\n")
+        head += "\n"
+    paths = [f"my photos, 2024/{number:03}.png" for number in range(3)]
+    rows = [
+        row.format(path=path, windows=path.replace("/", "\\"), index=index, label=labels[index])
+        for path, index in zip(paths, (2, 1, 0), strict=True)
+    ]
+    (tmp_path / name).write_text(head + "".join(rows), encoding="utf-8-sig", newline="")
+    dataset = open_dataset(tmp_path / name, preprocessing=SMALL, labels=labels)
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [2, 1, 0]
+    crops, _ = everything(dataset)
+    assert np.array_equal(crops, [load(image, SMALL) for image in pictures(3)])
+    assert [path.exists() for path in sources.files_of(tmp_path / name)] == [True] * 3
+
+
+def test_lists_without_labels_keep_commas_and_backslashes_in_their_names(tmp_path: Path) -> None:
+    save_images(tmp_path / "a, b", pictures(1))
+    (tmp_path / "odd\\name.png").write_bytes((tmp_path / "a, b" / "000.png").read_bytes())
+    for name in ("list.txt", "list.csv"):
+        quote = '"' if name.endswith("csv") else ""
+        (tmp_path / name).write_text(f"{quote}a, b/000.png{quote}\nodd\\name.png\n")
+        dataset = open_dataset(tmp_path / name, preprocessing=SMALL)
+        assert dataset.labels is None
+        assert len(everything(dataset)[0]) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs names that are not UTF-8")
+def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
+    (path,) = save_images(tmp_path / "photos", pictures(1))
+    path.rename(os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9.png"))
+    (tmp_path / "list.txt").write_bytes(b"photos/caf\xe9.png\n")
+    for source in ("photos", "list.txt"):
+        assert len(everything(open_dataset(tmp_path / source, preprocessing=SMALL))[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.png,1,2\nb.png,1,2\n", "has 3 columns, and which holds the labels is not clear; call it `label`"),
+        ("a.png,1\nb, c.png,1\n", "line 2 of .* has 3 columns, the first 2; quote a path"),
+        ("path,label\na.png,bird\n", "line 2 of .* has the label 'bird'"),
+        ("", "lists no images"),
+    ],
+)
+def test_a_table_that_is_not_clear_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(tmp_path / "list.csv", preprocessing=SMALL, labels=["cat", "dog"])
+
+
 # Bad input
 
 
@@ -465,7 +617,7 @@ def test_class_folders_that_do_not_fit_the_network_are_refused(
         ("a.png 1\nb.png\n", "none to 'b.png'"),
         ("a.png 1\nb.png 5\n", "'b.png' the label 5, expected 0 to 1"),
         ("a.png -1\n", "the label -1, expected 0 to 1"),
-        ("a.png\t1\nb.png\tbird\n", "line 2 of .* has 'bird' after its tab"),
+        ("a.png\t1\nb.png\tbird\n", "line 2 of .* has the label 'bird', expected a class"),
         ("\t1\n", "line 1 of .* has a label and no path"),
         (f"a.png {'9' * 20}\n", "line 1 of .* has the class index 9{20}, expected 0 to 1"),
         (f"a.png\t{'9' * 5000}\n", "line 1 of .* has the class index 9{18}…, expected 0 to 1"),
