@@ -98,7 +98,7 @@ def test_one_bit_of_one_value_is_found_and_counted(sample: Sample) -> None:
 def test_a_sample_that_cannot_be_decoded_fails_with_the_reason(sample: Sample) -> None:
     crop, _ = check_preprocessing(Sample(b"no image", sample.crop, sample.values), PLAIN)
     assert not crop.passed
-    assert "sample is no image" in crop.detail
+    assert "sample is not an image" in crop.detail
 
 
 @pytest.mark.parametrize("size", [32, 224])
