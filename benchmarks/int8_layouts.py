@@ -27,7 +27,7 @@ from benchmarks.trained import open_openvino, snr, trained_resnet18
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.observe.ranges import Range
-from resnet_export.calibration.quantize.placement import LAYOUTS, Layout
+from resnet_export.calibration.quantize.placement import TARGETS, Target
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import emit
 from resnet_export.calibration.quantize.topology import Topology
@@ -39,7 +39,7 @@ from tests.natural_crops import natural_crops
 
 THREADS = 2
 ROUNDS = 40
-CPU, TENSORRT = LAYOUTS["cpu"], LAYOUTS["tensorrt"]
+CPU, TENSORRT = TARGETS["cpu"], TARGETS["tensorrt"]
 FIRST, CLASSIFIER = "first", "classifier"
 
 
@@ -48,7 +48,7 @@ class Variant:
     """A layout, and which of the first and the last layer stay float."""
 
     name: str
-    layout: Layout
+    layout: Target
     excluded: tuple[str, ...] = ()
 
     def graph(self, model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.ModelProto:

@@ -33,7 +33,7 @@ from benchmarks.trained import Run, Trained, batched, decibels, open_openvino, t
 from resnet_export.calibration.data.inputs import Feed
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.calibration.observe.ranges import METHODS
+from resnet_export.calibration.observe.methods import METHODS
 from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.plan import QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import origins, quantize

@@ -15,7 +15,7 @@ import onnx
 from tabulate import tabulate
 
 from resnet_export.calibration.improve.channel_scaling import rescale
-from resnet_export.calibration.observe.ranges import METHODS
+from resnet_export.calibration.observe.methods import METHODS
 from resnet_export.calibration.observe.table import decode_table
 from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import Equalization, QuantPlan

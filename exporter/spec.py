@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from resnet_export.calibration.observe.methods import Method
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.bundle.schema import Interpolation
 from resnet_export.runtime.precision import Precision
@@ -13,7 +14,7 @@ from resnet_export.runtime.precision import Precision
 InputKind = Literal["float32", "uint8"]
 Size = int | tuple[int, int]
 """The side of a square, or (height, width), in pixels."""
-CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+CalibrationMethod = Literal["auto", Method]
 EngineChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
 
 

@@ -18,7 +18,7 @@ from resnet_export.calibration.observe.activations import observed_graph
 from resnet_export.calibration.observe.cpu_session import CpuSession, cpu_threads
 from resnet_export.calibration.observe.fingerprint import add_hashes, graph_hash, image_hash
 from resnet_export.calibration.observe.histogram import Observer, TensorStats
-from resnet_export.calibration.observe.ranges import Method
+from resnet_export.calibration.observe.methods import Method
 from resnet_export.calibration.quantize.placement import tensors_to_observe
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.runtime.errors import DatasetError

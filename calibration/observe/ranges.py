@@ -7,18 +7,16 @@ symmetric one (int8, 127 steps on either side of zero) and the affine one (uint8
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
 
 from resnet_export.calibration.observe.entropy import least_divergence
 from resnet_export.calibration.observe.histogram import Counts, TensorStats, bin_edges, by_sign
+from resnet_export.calibration.observe.methods import Method
 from resnet_export.calibration.observe.mse import Side, affine_clips, symmetric_clip
 from resnet_export.runtime.errors import RequestError
-
-Method = Literal["minmax", "percentile", "entropy", "mse"]
-METHODS: tuple[Method, ...] = get_args(Method)
 
 SYMMETRIC_STEPS = 127
 AFFINE_STEPS = 255
@@ -50,7 +48,7 @@ def find_range(stats: TensorStats, method: Method) -> Range:
             "check the weights and the images"
         )
     low, high = min(stats.low, 0.0), max(stats.high, 0.0)
-    found = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}[method](stats)
+    found = FIND_RANGE[method](stats)
     # Searches work on bins; none may reach beyond what was seen.
     return Range(
         amax=_shortest(min(found.amax, max(-low, high))),
@@ -117,6 +115,15 @@ def mse(stats: TensorStats) -> Range:
         return Range(amax=amax, low=0.0, high=symmetric_clip(above, AFFINE_STEPS))
     kept_low, kept_high = affine_clips(Side.of(negative, -low), above, AFFINE_STEPS)
     return Range(amax=amax, low=-kept_low, high=kept_high)
+
+
+FIND_RANGE: Mapping[Method, Callable[[TensorStats], Range]] = {
+    "minmax": minmax,
+    "percentile": percentile,
+    "entropy": entropy,
+    "mse": mse,
+}
+"""The function of each method."""
 
 
 def _shortest(value: float) -> float:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.fingerprint import add_hashes
 from resnet_export.calibration.observe.histogram import BINS, FINITE, NEGATIVE, TensorStats
-from resnet_export.calibration.observe.ranges import Method, Range, find_range
+from resnet_export.calibration.observe.methods import Method
+from resnet_export.calibration.observe.ranges import Range, find_range
 from resnet_export.runtime.bundle.schema import Sha256, Struct
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.progress import Progress, silent

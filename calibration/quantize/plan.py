@@ -11,18 +11,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resnet_export.calibration.observe.ranges import Method, Range
+from resnet_export.calibration.observe.methods import Method
+from resnet_export.calibration.observe.ranges import Range
 from resnet_export.calibration.observe.table import CalibrationTable
 from resnet_export.calibration.quantize.grid import QuantizedWeight
-from resnet_export.calibration.quantize.placement import TARGETS, Target
+from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.runtime.bundle.manifest import ExcludedLayer
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.report.search_report import EqualizationSummary, LayerExclusion, PlanSummary
-from resnet_export.runtime.precision import Precision
-
-FLOAT_PRECISION: Mapping[Target, Precision] = {"tensorrt": Precision.FP16, "cpu": Precision.FP32}
-"""What a layer that is not quantized computes in."""
 
 CLASSIFIER_REASON = (
     "the classifier is a thousandth of the arithmetic, and what it rounds reaches the logits unaveraged"
@@ -30,10 +28,10 @@ CLASSIFIER_REASON = (
 
 
 class Exclusion(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a layer stays in floating point, and in whose graph: fp16 in TensorRT's, fp32 in the CPU's."""
+    """Why a layer stays in floating point, and in whose graph."""
 
     reason: str
-    targets: tuple[Target, ...] = TARGETS
+    targets: tuple[TargetName, ...] = tuple(TARGETS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +55,8 @@ class QuantPlan:
 
     Attributes:
         method: how a tensor's range is chosen from the table,
-        methods: except for these tensors,
-        ranges: and except for these, whose range is given outright.
-        kept: layers that stay in floating point.
+        methods: except for these tensors.
+        excluded: layers that stay in floating point.
         equalization: what was done to the exported graph before it was calibrated and quantized.
         weights: layers whose integers were chosen otherwise than by rounding each weight to the nearest.
         bias_corrections: layers to whose bias something is added, float32 [channels].
@@ -67,7 +64,6 @@ class QuantPlan:
 
     method: Method = "mse"
     methods: Mapping[str, Method] = field(default_factory=dict)
-    ranges: Mapping[str, Range] = field(default_factory=dict)
     excluded: Mapping[str, Exclusion] = field(default_factory=dict)
     equalization: tuple[Equalization, ...] = ()
     weights: Mapping[str, QuantizedWeight] = field(default_factory=dict)
@@ -78,26 +74,25 @@ class QuantPlan:
 
         Raises RequestError when the plan names a tensor that the table does not have.
         """
-        if unknown := sorted({*self.methods, *self.ranges} - table.tensors.keys()):
+        if unknown := sorted(set(self.methods) - table.tensors.keys()):
             raise RequestError(
                 f"the plan names tensor {unknown[0]!r}, which the calibration table does not have; "
                 "calibrate this network again"
             )
-        return {
-            name: self.ranges.get(name) or table.range(name, self.methods.get(name, self.method))
-            for name in table.tensors
-        }
+        return {name: table.range(name, self.methods.get(name, self.method)) for name in table.tensors}
 
-    def excluded_for(self, target: Target) -> dict[str, str]:
+    def excluded_for(self, target: TargetName) -> dict[str, str]:
         """Return the layers that stay in floating point in one target's graph, with the reasons."""
         return {
             layer: excluded.reason for layer, excluded in self.excluded.items() if target in excluded.targets
         }
 
-    def kept_layers(self, target: Target, modules: Mapping[str, str]) -> tuple[ExcludedLayer, ...]:
+    def excluded_layers(self, target: TargetName, modules: Mapping[str, str]) -> tuple[ExcludedLayer, ...]:
         """Return them as the manifest lists them; `modules` maps node names to module paths."""
         return tuple(
-            ExcludedLayer(node=layer, module=modules[layer], precision=FLOAT_PRECISION[target], reason=reason)
+            ExcludedLayer(
+                node=layer, module=modules[layer], precision=TARGETS[target].float_precision, reason=reason
+            )
             for layer, reason in self.excluded_for(target).items()
         )
 
@@ -112,7 +107,12 @@ def default_exclusions(model: onnx.ModelProto) -> dict[str, Exclusion]:
     layers = Topology(model).layers
     if not layers or layers[-1].node.op_type != "Gemm":
         return {}
-    return {layers[-1].name: Exclusion(reason=CLASSIFIER_REASON, targets=("tensorrt",))}
+    return {
+        layers[-1].name: Exclusion(
+            reason=CLASSIFIER_REASON,
+            targets=tuple(name for name, row in TARGETS.items() if row.float_classifier),
+        )
+    }
 
 
 def summarize(plan: QuantPlan) -> PlanSummary:

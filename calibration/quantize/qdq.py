@@ -18,9 +18,10 @@ from resnet_export.calibration.quantize.grid import (
     rescaled,
     symmetric_grid,
 )
-from resnet_export.calibration.quantize.placement import LAYOUTS, Layout, Target, place
+from resnet_export.calibration.quantize.placement import TARGETS, Target, place
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.topology import Layer, Topology
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import RequestError
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -30,7 +31,7 @@ _LARGEST_BIAS = 2.0**30  # leaves int32 accumulators as much again for the produ
 
 
 def quantize(
-    model: onnx.ModelProto, ranges: Mapping[str, Range], plan: QuantPlan, target: Target
+    model: onnx.ModelProto, ranges: Mapping[str, Range], plan: QuantPlan, target: TargetName
 ) -> onnx.ModelProto:
     """Return the Q/DQ graph of `model` for `target`. Everything but the integers is float32.
 
@@ -48,7 +49,7 @@ def quantize(
         RequestError: `ranges` lacks a tensor, or the plan names a layer that the graph does not have.
         ExportError: a weight is not finite, or nodes have no unique names.
     """
-    return emit(model, ranges, plan, plan.excluded_for(target), LAYOUTS[target])
+    return emit(model, ranges, plan, plan.excluded_for(target), TARGETS[target])
 
 
 def emit(
@@ -56,7 +57,7 @@ def emit(
     ranges: Mapping[str, Range],
     plan: QuantPlan,
     excluded: Mapping[str, str],
-    layout: Layout,
+    target: Target,
 ) -> onnx.ModelProto:
     """Return the Q/DQ graph in any layout: `quantize` makes what ships, this lets other choices be measured."""
     topology = Topology(model)
@@ -66,14 +67,14 @@ def emit(
             f"the plan names layer {unknown[0]!r}, which this graph does not have; "
             f"its layers are {', '.join(layer.name for layer in topology.layers)}"
         )
-    placement = place(topology, excluded, layout)
-    make = symmetric_grid if layout.signed else affine_grid
+    placement = place(topology, excluded, target)
+    make = symmetric_grid if target.signed else affine_grid
     grids: dict[str, Grid] = {}
     for tensor, source in placement.ranges.items():
         if source not in ranges:
             raise RequestError(f"there is no range for tensor {source!r}; calibrate this network again")
         grids[tensor] = make(ranges[source])
-    writer = _Writer(topology, plan, grids, integer_bias=layout.integer_bias)
+    writer = _Writer(topology, plan, grids, integer_bias=target.integer_bias)
     layers = {layer.name: layer for layer in topology.layers}
     writer.activations(topology.inputs)
     for node in topology.nodes:

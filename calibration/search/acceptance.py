@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from resnet_export.calibration.data.inputs import Feed
-from resnet_export.calibration.quantize.placement import Target
+from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.calibration.search.evaluate import Judge
 from resnet_export.calibration.search.improvements import Candidate
@@ -16,6 +16,7 @@ from resnet_export.calibration.search.mixed_precision import (
     latency_ratio,
     rank_layers,
 )
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.parity.report.search_report import (
     LayerSensitivity,
     MixedPrecision,
@@ -47,7 +48,7 @@ class Outcome:
 
 def mended(
     candidate: Candidate,
-    target: Target,
+    target: TargetName,
     found: Validation,
     judge: Judge,
     images: Feed,
@@ -84,7 +85,7 @@ def mended(
         if budget.holds:
             before, candidate = candidate, replace(candidate, plan=plan)
             found = judge(candidate.graph(target))
-            if target == "cpu":
+            if TARGETS[target].timed_here:
                 image = next(iter(judge.images()))[:1]
                 ratio = latency_ratio(candidate.graph(target), before.graph(target), image)
     culprits = blamed(damages) if found.outside else ()
@@ -101,5 +102,5 @@ def blamed(damages: tuple[LayerSensitivity, ...]) -> tuple[str, ...]:
     return tuple(one.layer for one in damages[: min(needed, _BLAMED)])
 
 
-def _verdict(target: Target, judge: Judge, found: Validation, culprits: tuple[str, ...]) -> TargetVerdict:
+def _verdict(target: TargetName, judge: Judge, found: Validation, culprits: tuple[str, ...]) -> TargetVerdict:
     return TargetVerdict(target=target, limit=judge.limit(), validation=found, most_sensitive=culprits)

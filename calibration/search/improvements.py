@@ -20,15 +20,16 @@ from resnet_export.calibration.improve.channel_scaling import by_input
 from resnet_export.calibration.improve.input_moments import Moments, input_moments
 from resnet_export.calibration.improve.weight_rounding import round_weight
 from resnet_export.calibration.observe.calibrate import calibrate
-from resnet_export.calibration.observe.ranges import METHODS, Method
+from resnet_export.calibration.observe.methods import METHODS, Method
 from resnet_export.calibration.observe.table import CalibrationTable, Factors
 from resnet_export.calibration.quantize.grid import QuantizedWeight, quantize_weight
-from resnet_export.calibration.quantize.placement import TARGETS, Target
+from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Layer, Topology
 from resnet_export.calibration.search.evaluate import Judge
 from resnet_export.calibration.search.mixed_precision import multiply_add_shares
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.parity.report.search_report import (
     Improvement,
     ImprovementName,
@@ -53,7 +54,7 @@ class Candidate:
     table: CalibrationTable
     plan: QuantPlan
 
-    def graph(self, target: Target, *, method: Method | None = None) -> onnx.ModelProto:
+    def graph(self, target: TargetName, *, method: Method | None = None) -> onnx.ModelProto:
         """Return the Q/DQ graph for `target`, with ranges by `method` (None: the plan's)."""
         plan = self.plan if method is None else replace(self.plan, method=method)
         return quantize(self.model, plan.choose_ranges(self.table), plan, target)
@@ -85,7 +86,7 @@ class Bench:
 
 def judged(
     candidate: Candidate, judge: Judge, title: str, progress: Progress, method: Method | None = None
-) -> dict[Target, Validation]:
+) -> dict[TargetName, Validation]:
     """Return how the graphs of all targets do, with ranges by `method` (None: the plan's)."""
     return {
         target: judge(candidate.graph(target, method=method))
@@ -93,7 +94,7 @@ def judged(
     }
 
 
-def mean_decibels(found: Mapping[Target, Validation]) -> float:
+def mean_decibels(found: Mapping[TargetName, Validation]) -> float:
     """Return the mean SNR over the targets, by which candidates are compared."""
     return float(np.mean([one.decibels for one in found.values()]))
 
@@ -103,7 +104,7 @@ def calibrated(model: onnx.ModelProto, plan: QuantPlan, bench: Bench) -> Candida
     return Candidate(model, _table(model, None, bench), plan)
 
 
-Judged = Mapping[Target, Validation]
+Judged = Mapping[TargetName, Validation]
 
 
 def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Improvement, Judged | None]:
@@ -232,8 +233,8 @@ def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, bench: Bench)
 def _step(
     name: ImprovementName,
     method: Method,
-    before: Mapping[Target, Validation],
-    after: Mapping[Target, Validation],
+    before: Mapping[TargetName, Validation],
+    after: Mapping[TargetName, Validation],
     *,
     used: bool,
     note: str,

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from resnet_export.calibration.improve.input_moments import filter_size
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.observe.ranges import Range
-from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.plan import Exclusion, QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.tensor_types import infer_types
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.calibration.search.evaluate import Judge
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.parity.report.search_report import ExclusionTrial, LayerSensitivity, MixedPrecision
 from resnet_export.runtime.progress import Progress, silent
 
@@ -39,7 +39,7 @@ def rank_layers(
     model: onnx.ModelProto,
     ranges: Mapping[str, Range],
     plan: QuantPlan,
-    target: Target,
+    target: TargetName,
     judge: Judge,
     *,
     progress: Progress = silent,
@@ -95,7 +95,7 @@ def exclude_within_budget(
     model: onnx.ModelProto,
     ranges: Mapping[str, Range],
     plan: QuantPlan,
-    target: Target,
+    target: TargetName,
     damages: Sequence[LayerSensitivity],
     judge: Judge,
     *,
@@ -135,7 +135,7 @@ def exclude_within_budget(
     )
 
 
-def with_kept(plan: QuantPlan, layers: Sequence[str], target: Target, reason: str) -> QuantPlan:
+def with_kept(plan: QuantPlan, layers: Sequence[str], target: TargetName, reason: str) -> QuantPlan:
     """Return the plan with `layers` kept for `target` as well."""
     excluded = dict(plan.excluded)
     for name in layers:

@@ -25,9 +25,9 @@ from resnet_export.calibration.data.inputs import Feed
 from resnet_export.calibration.data.photos import Inputs
 from resnet_export.calibration.improve.channel_scaling import rescale
 from resnet_export.calibration.observe.fingerprint import graph_hash
-from resnet_export.calibration.observe.ranges import METHODS, Method
+from resnet_export.calibration.observe.methods import METHODS, Method
 from resnet_export.calibration.observe.table import CalibrationTable, require_graph
-from resnet_export.calibration.quantize.placement import TARGETS, Target
+from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import (
     Equalization,
     Exclusion,
@@ -49,6 +49,7 @@ from resnet_export.calibration.search.improvements import (
     judged,
     rounded,
 )
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.report.search_report import (
     Improvement,
@@ -101,7 +102,7 @@ class Int8Plan:
     findings: SearchReport
     times: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def graph(self, target: Target) -> onnx.ModelProto:
+    def graph(self, target: TargetName) -> onnx.ModelProto:
         """Emit the Q/DQ graph of one target, float32 outside its integers."""
         return quantize(self.model, self.plan.choose_ranges(self.table), self.plan, target)
 
@@ -183,15 +184,19 @@ def plan_int8(
         # What decides may be rare, and not among the images that were held out.
         before = candidate.plan.method
         with clock("methods"):
-            candidate, retried = best_method(candidate, judge, progress)
+            closest, retried = best_method(candidate, judge, progress)
         trials = (*trials, *retried)
-        chosen = next(one for one in retried if one.method == candidate.plan.method)
-        verdicts = {target: chosen.results[target] for target in TARGETS}
-        if candidate.plan.method != before:
+        named = spec.method != "auto"  # a method that was asked for by name is obeyed
+        if closest.plan.method != before:
             notices.append(
-                f"with {before} ranges INT8 is outside its limits on {len(judge)} images ({judge.limit()}); "
-                f"{candidate.plan.method} ranges come closer and were used"
+                f"with {before} ranges{', which were asked for,' if named else ''} INT8 is outside its limits on "
+                f"{len(judge)} images ({judge.limit()}); {closest.plan.method} ranges come closer"
+                + (": use them, or --calib-method auto" if named else " and were used")
             )
+        if not named:
+            candidate = closest
+            chosen = next(one for one in retried if one.method == candidate.plan.method)
+            verdicts = {target: chosen.results[target] for target in TARGETS}
     outcomes = []
     for target, one in verdicts.items():
         with clock("mixed precision"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from resnet_export.calibration.observe.methods import METHODS
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.output import check_outputs, write_output
 from resnet_export.exporter.cli.progress import progress_bar
@@ -28,7 +29,7 @@ from resnet_export.runtime.errors import DependencyError
 )
 @click.option(
     "--calib-method",
-    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+    type=click.Choice(METHODS),
     default="mse",
     show_default=True,
     help="The table's own method; the others can still be had from it.",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 from resnet_export.calibration.data.inputs import Feed
 from resnet_export.calibration.observe.table import encode_table, read_table
-from resnet_export.calibration.quantize.placement import Target
+from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.qdq import origins
 from resnet_export.calibration.search.evaluate import Limits
 from resnet_export.calibration.search.search import Int8Plan, SearchSpec, plan_from_table, plan_int8
@@ -18,13 +17,12 @@ from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, 
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.graph.value_ranges import scan_ranges
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.criteria.tolerances import Tolerances
 from resnet_export.runtime.precision import Precision
 
 TABLE = "calibration.json"
-
-_NAMES: Mapping[Target, str] = {"tensorrt": "int8.tensorrt", "cpu": "int8.cpu"}
 
 
 def lower_to_int8(task: Lowering) -> Lowered:
@@ -38,13 +36,13 @@ def lower_to_int8(task: Lowering) -> Lowered:
     # Equalization moved the ranges: those of the exported graph say nothing about fp16 here.
     graph = replace(fp32.graph, model=int8.model)
     spans = scan_ranges(graph, task.photos.inputs(), task.progress)
-    typed = to_fp16(_quantized(graph, int8, "tensorrt"), spans)
-    graphs: dict[Target, ExportedGraph] = {"tensorrt": typed.graph, "cpu": _quantized(graph, int8, "cpu")}
-    excluded = {target: int8.plan.kept_layers(target, graph.modules) for target in graphs}
-    excluded["tensorrt"] += typed.excluded
     made = []
-    for target, emitted in graphs.items():
-        name = _NAMES[target]
+    for target, row in TARGETS.items():
+        name = f"int8.{target}"
+        emitted, excluded = _quantized(graph, int8, target), int8.plan.excluded_layers(target, graph.modules)
+        if row.float_precision is Precision.FP16:
+            typed = to_fp16(emitted, spans)
+            emitted, excluded = typed.graph, excluded + typed.excluded
         # Only measured here: the parity check holds it to its tolerance, with everything else.
         check = check_stage(emitted.model, reference, step=name, batch=task.spec.batch, limit=math.inf)
         made.append(
@@ -54,7 +52,7 @@ def lower_to_int8(task: Lowering) -> Lowered:
                 target,
                 emitted,
                 {name: check.logits},
-                excluded[target],
+                excluded,
                 int8.findings.refusal(target),
             )
         )
@@ -88,7 +86,7 @@ def _find_plan(task: Lowering) -> Int8Plan:
     return plan_from_table(model, table, search)
 
 
-def _quantized(graph: ExportedGraph, int8: Int8Plan, target: Target) -> ExportedGraph:
+def _quantized(graph: ExportedGraph, int8: Int8Plan, target: TargetName) -> ExportedGraph:
     model = int8.graph(target)
     modules = {name: graph.modules[origin] for name, origin in origins(model).items()}
     return replace(graph, model=model, modules=modules)

@@ -39,6 +39,10 @@ CHANNELS: Final = (1, 3, 4)
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 
+TargetName = Literal["tensorrt", "cpu"]
+"""For whom an INT8 graph is laid out; its facts are a row of `calibration.quantize.placement.TARGETS`."""
+
+
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Frozen, keyword-only, and strict about unknown keys."""
 
@@ -213,7 +217,7 @@ class Artifact(Struct, frozen=True):
     file: FilePath
     kind: Literal["onnx", "engine"]
     precision: Precision
-    target: Literal["any", "cpu", "tensorrt"]
+    target: Literal["any", TargetName]
     bytes: Size
     sha256: Sha256
     excluded: tuple[ExcludedLayer, ...] = ()

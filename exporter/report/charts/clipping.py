@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.histogram import Counts, TensorStats, bin_edges, by_sign
+from resnet_export.calibration.observe.methods import METHODS
 from resnet_export.calibration.observe.mse import Side
-from resnet_export.calibration.observe.ranges import METHODS, SYMMETRIC_STEPS, Range
+from resnet_export.calibration.observe.ranges import SYMMETRIC_STEPS, Range
 from resnet_export.runtime.parity.report.search_report import PlanSummary
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from resnet_export.calibration.observe.calibrate import calibrate, observe_graph
 from resnet_export.calibration.observe.fingerprint import add_hashes, graph_hash, image_hash
 from resnet_export.calibration.observe.histogram import by_sign, observe
-from resnet_export.calibration.observe.ranges import METHODS, find_range
+from resnet_export.calibration.observe.methods import METHODS
+from resnet_export.calibration.observe.ranges import find_range
 from resnet_export.calibration.observe.table import (
     CalibrationTable,
     build,

@@ -21,15 +21,16 @@ from resnet_export.calibration.quantize.grid import (
     quantize_weight,
     symmetric_grid,
 )
-from resnet_export.calibration.quantize.placement import LAYOUTS, TARGETS, Target, place, tensors_to_observe
+from resnet_export.calibration.quantize.placement import TARGETS, place, tensors_to_observe
 from resnet_export.calibration.quantize.plan import Exclusion, QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import emit, origins, quantize
 from resnet_export.calibration.quantize.topology import Topology
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import ExportError, RequestError
 from tests.residual_net import CLASSES, images, residual_net, with_weight
 
 LAYERS = ["stem", "a.conv1", "a.conv2", "b.conv1", "b.conv2", "b.down", "fc"]
-every_target = pytest.mark.parametrize("target", get_args(Target))
+every_target = pytest.mark.parametrize("target", get_args(TargetName))
 
 
 class Graph:
@@ -87,7 +88,7 @@ def cpu(model: onnx.ModelProto, ranges: dict[str, Range]) -> Graph:
     return Graph(quantize(model, ranges, QuantPlan(), "cpu"))
 
 
-def keep(*layers: str, targets: tuple[Target, ...] = TARGETS) -> QuantPlan:
+def keep(*layers: str, targets: tuple[TargetName, ...] = tuple(TARGETS)) -> QuantPlan:
     return QuantPlan(excluded={layer: Exclusion(reason="for a test", targets=targets) for layer in layers})
 
 
@@ -106,7 +107,7 @@ def test_the_input_of_every_layer_is_quantized(
 @pytest.mark.parametrize("name", LAYERS)
 @every_target
 def test_weights_are_int8_initializers_dequantized_along_their_output_channels(
-    target: Target, name: str, tensorrt: Graph, cpu: Graph
+    target: TargetName, name: str, tensorrt: Graph, cpu: Graph
 ) -> None:
     graph = {"tensorrt": tensorrt, "cpu": cpu}[target]
     dequantize = graph.writer[graph.nodes[name].input[1]]
@@ -121,7 +122,7 @@ def test_weights_are_int8_initializers_dequantized_along_their_output_channels(
 
 @every_target
 def test_no_float_weight_is_left_and_every_node_keeps_its_name(
-    target: Target, tensorrt: Graph, cpu: Graph, model: onnx.ModelProto
+    target: TargetName, tensorrt: Graph, cpu: Graph, model: onnx.ModelProto
 ) -> None:
     graph = {"tensorrt": tensorrt, "cpu": cpu}[target]
     assert not [
@@ -134,7 +135,7 @@ def test_no_float_weight_is_left_and_every_node_keeps_its_name(
 
 
 @every_target
-def test_no_tensor_is_quantized_twice(target: Target, tensorrt: Graph, cpu: Graph) -> None:
+def test_no_tensor_is_quantized_twice(target: TargetName, tensorrt: Graph, cpu: Graph) -> None:
     graph = {"tensorrt": tensorrt, "cpu": cpu}[target]
     sources = [node.input[0] for node in graph.model.graph.node if node.op_type == "QuantizeLinear"]
     assert len(sources) == len(set(sources))
@@ -142,7 +143,7 @@ def test_no_tensor_is_quantized_twice(target: Target, tensorrt: Graph, cpu: Grap
 
 @every_target
 def test_the_graph_is_valid_onnx_and_keeps_its_interface(
-    target: Target, tensorrt: Graph, cpu: Graph, model: onnx.ModelProto
+    target: TargetName, tensorrt: Graph, cpu: Graph, model: onnx.ModelProto
 ) -> None:
     made = {"tensorrt": tensorrt, "cpu": cpu}[target].model
     onnx.checker.check_model(made, full_check=True)
@@ -321,7 +322,7 @@ def test_cpu_raises_the_scale_of_a_channel_whose_bias_would_not_fit_32_bits(
 
 @every_target
 def test_a_kept_layer_reads_floats_with_float_weights(
-    target: Target, model: onnx.ModelProto, ranges: dict[str, Range]
+    target: TargetName, model: onnx.ModelProto, ranges: dict[str, Range]
 ) -> None:
     graph = Graph(quantize(model, ranges, keep("a.conv1", "fc"), target))
     originals = {node.name: node for node in model.graph.node}
@@ -342,7 +343,7 @@ def test_a_layer_can_be_kept_for_one_target_alone(model: onnx.ModelProto, ranges
 
 @every_target
 def test_with_every_layer_kept_the_graph_is_the_float_graph(
-    target: Target, model: onnx.ModelProto, ranges: dict[str, Range]
+    target: TargetName, model: onnx.ModelProto, ranges: dict[str, Range]
 ) -> None:
     made = quantize(model, ranges, keep(*LAYERS), target)
     assert list(made.graph.node) == list(model.graph.node)
@@ -350,7 +351,7 @@ def test_with_every_layer_kept_the_graph_is_the_float_graph(
 
 @every_target
 def test_integers_of_the_plan_take_the_place_of_rounding(
-    target: Target, model: onnx.ModelProto, ranges: dict[str, Range]
+    target: TargetName, model: onnx.ModelProto, ranges: dict[str, Range]
 ) -> None:
     values = np.full((8, 8, 3, 3), 5, np.int8)
     weight = QuantizedWeight(values, np.full(8, 0.25, np.float32), 0)
@@ -365,7 +366,7 @@ def test_integers_of_the_plan_take_the_place_of_rounding(
 @pytest.mark.parametrize("with_bias", [True, False])
 @every_target
 def test_bias_corrections_are_added_to_biases_that_are_there_or_not(
-    target: Target, with_bias: bool, ranges: dict[str, Range]
+    target: TargetName, with_bias: bool, ranges: dict[str, Range]
 ) -> None:
     model = residual_net(bias=with_bias)
     correction = np.linspace(-1, 1, 8).astype(np.float32)
@@ -404,7 +405,7 @@ def test_nodes_without_unique_names_are_refused(model: onnx.ModelProto, ranges: 
 
 
 @every_target
-def test_every_new_node_knows_which_node_it_serves(target: Target, tensorrt: Graph, cpu: Graph) -> None:
+def test_every_new_node_knows_which_node_it_serves(target: TargetName, tensorrt: Graph, cpu: Graph) -> None:
     graph = {"tensorrt": tensorrt, "cpu": cpu}[target]
     found = origins(graph.model)
     assert found.keys() == graph.nodes.keys()
@@ -434,7 +435,7 @@ def snr(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
 
 @every_target
 def test_onnxruntime_computes_what_onnxs_reference_evaluator_does(
-    target: Target, tensorrt: Graph, cpu: Graph
+    target: TargetName, tensorrt: Graph, cpu: Graph
 ) -> None:
     made = {"tensorrt": tensorrt, "cpu": cpu}[target].model
     batch = images(4, seed=7)
@@ -445,7 +446,7 @@ def test_onnxruntime_computes_what_onnxs_reference_evaluator_does(
 
 @every_target
 def test_the_graph_stays_close_to_the_float_graph(
-    target: Target, tensorrt: Graph, cpu: Graph, model: onnx.ModelProto
+    target: TargetName, tensorrt: Graph, cpu: Graph, model: onnx.ModelProto
 ) -> None:
     made = {"tensorrt": tensorrt, "cpu": cpu}[target].model
     batch = images(64, seed=7)
@@ -488,7 +489,7 @@ def test_the_cpu_graph_runs_in_integers_from_end_to_end(cpu: Graph, tmp_path) ->
 
 
 @every_target
-def test_degenerate_weights_and_tensors_leave_every_scale_positive_and_finite(target: Target) -> None:
+def test_degenerate_weights_and_tensors_leave_every_scale_positive_and_finite(target: TargetName) -> None:
     model = residual_net()
     dead = numpy_helper.to_array(
         next(t for t in model.graph.initializer if t.name == "a.conv1.weight")
@@ -519,7 +520,7 @@ def test_degenerate_weights_and_tensors_leave_every_scale_positive_and_finite(ta
 def test_the_tensors_to_observe_are_enough_for_every_target(model: onnx.ModelProto) -> None:
     topology = Topology(model)
     observed = set(tensors_to_observe(topology))
-    for layout in LAYOUTS.values():
+    for layout in TARGETS.values():
         assert set(place(topology, (), layout).ranges.values()) <= observed
 
 
@@ -527,7 +528,7 @@ def test_the_tensors_to_observe_are_enough_for_every_target(model: onnx.ModelPro
 def test_each_choice_of_the_cpu_layout_changes_the_graph(
     flag: str, model: onnx.ModelProto, ranges: dict[str, Range], cpu: Graph
 ) -> None:
-    other = replace(LAYOUTS["cpu"], **{flag: not getattr(LAYOUTS["cpu"], flag)})
+    other = replace(TARGETS["cpu"], **{flag: not getattr(TARGETS["cpu"], flag)})
     made = emit(model, ranges, QuantPlan(), {}, other)
     onnx.checker.check_model(made, full_check=True)
     assert made.SerializeToString() != cpu.model.SerializeToString()

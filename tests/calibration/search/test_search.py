@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from resnet_export.calibration.data.inputs import Feed
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.calibration.observe.ranges import METHODS, Method
+from resnet_export.calibration.observe.methods import METHODS, Method
 from resnet_export.calibration.observe.table import decode_table, encode_table
 from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.search.acceptance import blamed
@@ -189,18 +189,32 @@ def test_where_nothing_holds_the_plan_keeps_nothing_and_the_verdict_says_who_is_
         assert set(verdict.most_sensitive) <= {"a.conv1", "a.conv2", "b.conv2"}
 
 
-@pytest.mark.parametrize("asked", ["entropy", "auto"])
-def test_a_method_that_collapses_on_all_images_gives_way_to_one_that_holds(asked: Method) -> None:
-    """Rare bright images make up the logits' power; entropy clips them, and none of them was held out."""
+def rarely_bright() -> Feed:
+    """Rare bright images make up the logits' power; entropy clips them, and none of them is held out."""
     x = images(256)
     x[32::64] *= 300
-    bright = Feed(lambda: ((x[at : at + 8], None) for at in range(0, 256, 8)), 256)
-    spec = SearchSpec(method=asked, exclude="none", equalize=False)
-    found = plan_int8(residual_net(), bright, spec).findings
+    return Feed(lambda: ((x[at : at + 8], None) for at in range(0, 256, 8)), 256)
+
+
+def test_auto_leaves_a_method_that_collapses_on_all_images_for_one_that_holds() -> None:
+    spec = SearchSpec(method="auto", exclude="none", equalize=False)
+    found = plan_int8(residual_net(), rarely_bright(), spec).findings
     assert found.shippable
-    assert [one.method for one in found.methods][-4:] == list(METHODS)
+    assert [one.method for one in found.methods][-len(METHODS) :] == list(METHODS)
     assert found.method != "entropy"
     assert any(notice.startswith("with entropy ranges INT8 is outside") for notice in found.notices)
+
+
+@pytest.mark.parametrize("asked", METHODS)
+def test_a_method_that_was_asked_for_is_obeyed_and_one_that_comes_closer_only_named(asked: Method) -> None:
+    spec = SearchSpec(method=asked, exclude="none", equalize=False)
+    found = plan_int8(residual_net(), rarely_bright(), spec).findings
+    assert (found.method, found.plan.method) == (asked, asked)
+    if asked == "entropy":
+        assert not found.shippable
+        (notice,) = (notice for notice in found.notices if notice.startswith("with entropy ranges"))
+        assert "which were asked for, INT8 is outside its limits" in notice
+        assert "ranges come closer: use them, or --calib-method auto" in notice
 
 
 def test_a_method_that_was_asked_for_and_holds_is_used_without_trying_others() -> None:

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from resnet_export.calibration.observe.activations import activations
 from resnet_export.calibration.observe.calibrate import calibrate
+from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import origins, quantize
 from resnet_export.exporter.debug.layerwise import compare_layers
@@ -72,7 +73,7 @@ def graphs(depth: Depth) -> Graphs:
     spans = scan_ranges(exported, iter([images()]))
     table = calibrate(fp32, [images()], threads=2)
     plan = QuantPlan(method="mse")
-    quantized = {target: quantize(fp32, plan.choose_ranges(table), plan, target) for target in LAYOUTS}
+    quantized = {target: quantize(fp32, plan.choose_ranges(table), plan, target) for target in TARGETS}
     typed = quantized["tensorrt"]
     paths = {name: modules[origin] for name, origin in origins(typed).items()}
     return Graphs(
@@ -84,9 +85,6 @@ def graphs(depth: Depth) -> Graphs:
         },
         modules,
     )
-
-
-LAYOUTS: tuple[Literal["tensorrt", "cpu"], ...] = ("tensorrt", "cpu")
 
 
 def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:

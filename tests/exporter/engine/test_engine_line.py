@@ -42,7 +42,7 @@ def int8(graph: ExportedGraph, batch: NDArray[Any], excluded: Mapping[str, Exclu
     model = quantize(graph.model, plan.choose_ranges(table), plan, "tensorrt")
     modules = {node: graph.modules[origin] for node, origin in origins(model).items()}
     typed = to_fp16(replace(graph, model=model, modules=modules), scan_ranges(graph, [batch]))
-    return replace(typed, excluded=(*typed.excluded, *plan.kept_layers("tensorrt", graph.modules)))
+    return replace(typed, excluded=(*typed.excluded, *plan.excluded_layers("tensorrt", graph.modules)))
 
 
 def engine_of(typed: TypedGraph, precision: Precision) -> Engine:
