@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from torch import nn
 
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.exporter import report as page
@@ -26,6 +27,7 @@ from resnet_export.exporter.graph.metadata import finish
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.models.classifier import Classifier, load_classifier
+from resnet_export.exporter.models.module import load_module
 from resnet_export.exporter.parity.check import check_parity
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
@@ -84,13 +86,17 @@ class Export:
 
 
 def export(
-    model: ModelSpec,
+    model: ModelSpec | nn.Module,
     spec: ExportSpec | None = None,
     out: str | os.PathLike[str] | None = None,
     *,
     progress: Progress = silent,
 ) -> Export:
     """Export a network to a bundle at `out` (the architecture's name in the current folder).
+
+    `model` says which network, or is the nn.Module itself: any that turns images [N, C, H, W] into logits
+    [N, classes], of which a copy in evaluation mode is exported. `ModelSpec(module=…)` says more of its images and
+    labels.
 
     The bundle is checked before it is put into place: every artifact on every backend of this host, on the golden
     images, against the eager network. What was found is in `Export.report`, in the bundle's `report.json` and in
@@ -102,6 +108,7 @@ def export(
         ExportError: a step's result differs from the eager network, or breaks ONNX's own rules; or an engine that was
             asked for by name could not be built, and then the bundle stands at `out` without it.
     """
+    model = model if isinstance(model, ModelSpec) else ModelSpec(module=model)
     job = prepare(model, spec or ExportSpec(), out, progress=progress)
     with staging(job.out, force=job.spec.force, bytes_needed=job.bytes_needed) as stage:
         photos = load_photos(job, progress=progress)
@@ -136,7 +143,7 @@ def prepare(
     place = folder_name(model) if out is None else out
     if place is not None:
         check_output(place, force=spec.force)  # before a download
-    net = load_classifier(model, progress)
+    net = load_classifier(model, progress) if model.module is None else load_module(model)
     place = net.info.arch if place is None else place
     needed = bytes_needed(net.info, spec, engines)
     return Job(spec, model.seed, Path(place), net, engines, needed)

@@ -35,7 +35,10 @@ def check_request(model: ModelSpec, spec: ExportSpec) -> None:
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed{why}; "
             f"run: pip install -c constraints.txt 'resnet-export[{extras}]'"
         )
-    if model.depth is None and model.arch is None and model.weights is None:
+    named = [name for name in ("depth", "arch", "weights") if getattr(model, name) is not None]
+    if model.module is not None and named:
+        raise RequestError(f"a module is at hand, and {named[0]} names another network; give one of them")
+    if not named and model.module is None:
         raise RequestError(
             "nothing says which network to export; give --depth, --arch, or --weights with a checkpoint"
         )
@@ -67,6 +70,8 @@ def folder_name(model: ModelSpec) -> str | None:
 
     Raises what `source.locate` raises for a request that contradicts itself or a checkpoint that is missing.
     """
+    if model.module is not None:
+        return type(model.module).__name__.lower()
     architecture = locate(model).architecture
     return None if architecture is None else architecture.name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from resnet_export.calibration.observe.methods import Method
 from resnet_export.runtime.bundle.manifest import BatchRange
@@ -27,6 +27,8 @@ class ModelSpec:
     untrained network. `num_classes` and `labels` (a text file, one label a line) default to what the
     checkpoint and ImageNet say.
 
+    `module` is the network itself, an nn.Module at hand, in place of `depth`, `arch` and `weights`.
+
     An image becomes input by decoding it to `input_channels` (1: grayscale, 3: RGB, 4: RGBA), resizing its shorter
     side to `resize` pixels, or both sides to `resize` (height, width), with the filter `interpolation`, cutting the
     center of `image_size` pixels, and (value / 255 - mean) / std per channel. `mean` and `std` have one number for each
@@ -46,6 +48,7 @@ class ModelSpec:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     seed: int = 0
+    module: Any = field(default=None, metadata={"option": False}, compare=False)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,9 @@ def _layers(_: click.Context, __: click.Parameter, value: str) -> str | tuple[st
 
 
 _SPECS = (ModelSpec, ExportSpec)
-_FIELDS = {field.name: field for spec in _SPECS for field in fields(spec)}
+_FIELDS = {
+    field.name: field for spec in _SPECS for field in fields(spec) if field.metadata.get("option", True)
+}
 _HINTS = {name: hint for spec in _SPECS for name, hint in get_type_hints(spec).items()}
 
 
@@ -135,7 +137,10 @@ def _spec(name: str, **attributes: Any) -> Callable[[Command], Command]:
 
 def specs(options: dict[str, Any]) -> tuple[ModelSpec, ExportSpec]:
     """Return the specs that the values of the options make, by name."""
-    model, export = ({field.name: options[field.name] for field in fields(spec)} for spec in _SPECS)
+    model, export = (
+        {field.name: options[field.name] for field in fields(spec) if field.name in _FIELDS}
+        for spec in _SPECS
+    )
     return ModelSpec(**model), ExportSpec(**export)
 
 

@@ -98,6 +98,11 @@ def _spec(manifest: Manifest, weights: str | os.PathLike[str] | None) -> ModelSp
                 "built from its seed; leave the weights out"
             )
         return replace(spec, seed=0 if info.seed is None else info.seed)
+    if info.source == "module":
+        raise RequestError(
+            f"the bundle was exported from a module in memory ({info.name}), which no file rebuilds; "
+            "take --reference onnx"
+        )
     if weights is None:
         if info.source == "torchvision":
             return replace(spec, weights=info.name)
