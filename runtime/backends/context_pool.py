@@ -1,7 +1,6 @@
-"""Execution contexts for many threads: each in a lane of its own, with its stream, its buffers and its CUDA
-graph.
+"""Execution contexts for many threads, each with a stream, buffers and a CUDA graph of its own.
 
-A thread borrows a lane for one call. An error in a lane ends that lane only.
+A thread borrows a context for one call. An error in a context ends that context only.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from resnet_export.runtime.errors import BackendError, SessionClosedError
 
 @dataclass(frozen=True)
 class EngineShape:
-    """What a lane must know of its engine: tensor names, types and shapes without the batch axis."""
+    """What an execution context must know of its engine: tensor names, types and shapes without the batch axis."""
 
     input: str
     output: str
@@ -38,8 +37,8 @@ class EngineShape:
         return batch * int(np.prod(self.output_rest)) * 4
 
 
-class Context(Protocol):
-    """The part of TensorRT's IExecutionContext that a lane uses."""
+class NativeContext(Protocol):
+    """The part of TensorRT's IExecutionContext that is used here."""
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool: ...
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool: ...
@@ -47,19 +46,19 @@ class Context(Protocol):
     def execute_async_v3(self, stream_handle: int) -> bool: ...
 
 
-class Lane:
-    """One execution context. Used by one thread at a time.
+class ExecutionContext:
+    """One execution context with all that it needs. Used by one thread at a time.
 
-    A graph captured for one shape must not be used after the context was given another one, so a lane keeps
+    A graph captured for one shape must not be used after the context was given another one, so a context keeps
     the shape it had last and captures a graph when that shape comes a second time (the first run of a shape
     may set things up that a graph cannot record).
     """
 
-    def __init__(self, cuda: Cuda, context: Context, engine: EngineShape, *, graphs: bool) -> None:
+    def __init__(self, cuda: Cuda, context: NativeContext, engine: EngineShape, *, graphs: bool) -> None:
         self.batch = 0
         self.graph_error: BackendError | None = None
         self._cuda = cuda
-        self._context: Context | None = context
+        self._context: NativeContext | None = context
         self._engine = engine
         self._graphs = graphs
         self._graph: Any = None
@@ -98,7 +97,7 @@ class Lane:
 
     @property
     def stream(self) -> Any:
-        """The lane's stream."""
+        """The context's stream."""
         return self._stream
 
     def close(self) -> None:
@@ -169,7 +168,7 @@ class Lane:
         _require(self._open_context().execute_async_v3(int(self._stream)), "the batch")
 
     def _capture(self) -> None:
-        """Record a graph of this shape; without one the lane runs as before, and `graph_error` says why."""
+        """Record a graph of this shape; without one the context runs as before, and `graph_error` says why."""
         try:
             with self._cuda.capture(self._stream) as recorded:
                 self._enqueue()
@@ -183,7 +182,7 @@ class Lane:
             with contextlib.suppress(BackendError):  # in a broken CUDA context nothing can be freed
                 self._cuda.destroy_graph(graph)
 
-    def _open_context(self) -> Context:
+    def _open_context(self) -> NativeContext:
         if self._context is None:
             raise SessionClosedError("the execution context is closed")
         return self._context
@@ -194,77 +193,84 @@ def _require(accepted: bool, what: str) -> None:
         raise BackendError(f"TensorRT refused {what}")
 
 
-class LanePool:
-    """Up to `size` lanes, made when they are needed. Safe for many threads."""
+class ContextPool:
+    """Up to `size` execution contexts, made when they are needed. Safe for many threads."""
 
-    def __init__(self, make: Callable[[], Lane], size: int) -> None:
+    def __init__(self, make: Callable[[], ExecutionContext], size: int) -> None:
         self._make = make
         self._size = size
-        self._idle: list[Lane] = []  # the one used last at the end
-        self._count = 0
+        self._idle: list[ExecutionContext] = []  # the one used last at the end
+        self._count = 0  # idle, lent and being made
         self._closed = False
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def borrow(self, batch: int) -> Iterator[Lane]:
-        """Lend a lane, preferably one that ran `batch` images last; wait while all are in use.
+    def borrow(self, batch: int) -> Iterator[ExecutionContext]:
+        """Lend a context, preferably one that ran `batch` images last; wait while all are in use.
 
-        When the block raises, the lane is closed and never lent again. Raises SessionClosedError.
+        When the block raises, the context is closed and never lent again. Raises SessionClosedError, and what making
+        a context raises unless there are others to wait for.
         """
-        lane = self._take(batch)
+        context = self._take(batch)
         try:
-            yield lane
+            yield context
         except BaseException:
-            # What the block raised says more than what closing a broken lane adds to it.
-            with contextlib.suppress(BackendError):
-                lane.close()
-            with self._changed:
-                self._count -= 1
-                self._changed.notify_all()
+            try:
+                # What the block raised says more than what closing a broken context adds to it.
+                with contextlib.suppress(Exception):
+                    context.close()
+            finally:
+                self._forget()
             raise
         with self._changed:
-            self._idle.append(lane)
+            self._idle.append(context)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for every lane to come back, then close them. Later calls of `borrow` raise SessionClosedError."""
+        """Wait for every context to come back, then close them. Later calls of `borrow` raise SessionClosedError."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: len(self._idle) == self._count)
             idle, self._idle, self._count = self._idle, [], 0
         errors = []
-        for lane in idle:
+        for context in idle:
             try:
-                lane.close()
-            except BackendError as error:
+                context.close()
+            except Exception as error:  # noqa: BLE001 — the others are closed first
                 errors.append(error)
         if errors:
             raise errors[0]
 
-    def _take(self, batch: int) -> Lane:
-        with self._changed:
-            while True:
+    def _take(self, batch: int) -> ExecutionContext:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._idle or self._count < self._size)
                 if self._closed:
                     raise SessionClosedError("the session is closed; open a new one")
-                same = next((lane for lane in self._idle if lane.batch == batch), None)
+                same = next((context for context in self._idle if context.batch == batch), None)
                 if same is not None:
                     self._idle.remove(same)
                     return same
-                if self._count < self._size:
-                    self._count += 1
-                    break
-                if self._idle:
+                if self._count >= self._size:
                     return self._idle.pop(0)
-                self._changed.wait()
-        try:
-            return self._make()
-        except BackendError:
-            with self._changed:
-                self._count -= 1
-                self._changed.notify_all()
-                if not self._idle:
-                    raise
-                # Another context does not fit into the GPU's memory: make do with those there are.
-                self._size = max(self._count, 1)
-                return self._idle.pop(0)
+                self._count += 1
+            try:
+                return self._make()
+            except BackendError:
+                with self._changed:
+                    # Another context does not fit into the GPU's memory: make do with those there are.
+                    if self._forget():
+                        self._size = self._count
+                        continue
+                raise
+            except BaseException:
+                self._forget()
+                raise
+
+    def _forget(self) -> int:
+        """Count one context less, and return how many are left."""
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+            return self._count

@@ -13,6 +13,8 @@ from resnet_export.runtime.backends.cuda import Cuda
 from resnet_export.runtime.backends.dlpack import KDL_CUDA, KDL_CUDA_MANAGED, export_capsule, import_capsule
 from resnet_export.runtime.errors import BackendError, RequestError
 
+_LEGACY_STREAM = 1  # CUDA's legacy default stream, as DLPack and the CUDA runtime number it
+
 
 @dataclass(frozen=True)
 class DeviceView:
@@ -69,11 +71,11 @@ class DeviceArray:
                 self._cuda.free(pointer)
 
 
-def view_device_array(array: Any, cuda: Cuda, stream: Any) -> DeviceView:
-    """Return `array`, which lies on the GPU of `cuda`, for reading in `stream` after whatever writes it.
+def view_device_array(array: Any, cuda: Cuda) -> DeviceView:
+    """Return `array`, which lies on the GPU of `cuda`; whatever writes it is done when this returns.
 
     Takes everything with `__dlpack__` on a CUDA device, or with `__cuda_array_interface__`. Raises
-    RequestError for an array elsewhere or one that is not C-contiguous.
+    RequestError for an array elsewhere, one that is not C-contiguous, or one of a type that numpy lacks (bfloat16).
     """
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         kind, index = array.__dlpack_device__()
@@ -82,8 +84,13 @@ def view_device_array(array: Any, cuda: Cuda, stream: Any) -> DeviceView:
                 f"the array is on DLPack device ({kind}, {index}), expected ({KDL_CUDA}, {cuda.device}); "
                 "copy it there"
             )
-        # Given our stream, the producer makes it wait for the array.
-        found = import_capsule(array.__dlpack__(stream=int(stream)))
+        # The producer makes the stream that it is told wait for the array, and this waits for the stream.
+        capsule = array.__dlpack__(stream=_LEGACY_STREAM)
+        cuda.synchronize(_LEGACY_STREAM)
+        try:
+            found = import_capsule(capsule)
+        except ValueError as error:
+            raise RequestError(f"the array cannot be read: {error}; convert it first") from error
         view = DeviceView(found.pointer, found.shape, found.dtype, found.release)
         steps = (
             None if found.strides is None else tuple(step * found.dtype.itemsize for step in found.strides)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.runtime.backends.context_pool import EngineShape, Lane, LanePool
+from resnet_export.runtime.backends.context_pool import ContextPool, EngineShape, ExecutionContext
 from resnet_export.runtime.backends.cuda import Cuda
 from resnet_export.runtime.backends.device_array import DeviceArray, view_device_array
 from resnet_export.runtime.backends.protocol import OpenRequest
@@ -33,7 +33,7 @@ from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import query_gpus
 
 # Contexts cost device memory each; more than a few do not make one GPU faster.
-LANES = 4
+CONTEXTS = 4
 
 
 class TensorRTBackend:
@@ -67,7 +67,7 @@ class TensorRTBackend:
             dtype=np.dtype(request.input.dtype),
         )
         self._graph_errors: dict[str, None] = {}
-        self._pool = LanePool(self._make_lane, LANES)
+        self._pool = ContextPool(self._make_context, CONTEXTS)
 
     @property
     def batch(self) -> BatchRange | None:
@@ -91,10 +91,10 @@ class TensorRTBackend:
         missing = max(self._profiles[index].min - count, 0)
         if missing:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        with self._failures(), self._pool.borrow(len(batch)) as lane:
-            logits = lane.run(batch, index)
-            if lane.graph_error is not None:
-                self._graph_errors[str(lane.graph_error)] = None
+        with self._failures(), self._pool.borrow(len(batch)) as context:
+            logits = context.run(batch, index)
+            if context.graph_error is not None:
+                self._graph_errors[str(context.graph_error)] = None
         return logits[:count]
 
     def run_on_device(self, array: Any) -> DeviceArray:
@@ -104,18 +104,19 @@ class TensorRTBackend:
         `__cuda_array_interface__`. Raises RequestError for any other, BackendError.
         """
         with self._failures():
-            with self._pool.borrow(0) as lane:
-                self._cuda.enter()
-                view = view_device_array(array, self._cuda, lane.stream)
-                try:
-                    self._check_view(view.shape, view.dtype)
-                    logits = DeviceArray(self._cuda, (view.shape[0], *self._shape.output_rest))
-                    for start, count, index in self._pieces(view.shape[0]):
+            # Checked before a context is borrowed, so that a wrong array costs none.
+            view = view_device_array(array, self._cuda)
+            try:
+                self._check_view(view.shape, view.dtype)
+                pieces = self._pieces(view.shape[0])
+                logits = DeviceArray(self._cuda, (view.shape[0], *self._shape.output_rest))
+                with self._pool.borrow(0) as context:
+                    for start, count, index in pieces:
                         images = view.pointer + self._shape.input_bytes(start)
                         target = logits.pointer + self._shape.output_bytes(start)
-                        lane.run_on_device(images, target, count, index)
-                finally:
-                    view.release()
+                        context.run_on_device(images, target, count, index)
+            finally:
+                view.release()
             return logits
 
     def close(self) -> None:
@@ -132,17 +133,17 @@ class TensorRTBackend:
             self._engine = None
             self._runtime = None
 
-    def _make_lane(self) -> Lane:
+    def _make_context(self) -> ExecutionContext:
         self._cuda.enter()
         config = None if self._kernels is None else self._kernels.config
         engine = self._engine
-        context = (
+        native = (
             engine.create_execution_context() if config is None else engine.create_execution_context(config)
         )
-        if context is None:
+        if native is None:
             raise BackendError("no execution context could be created, most likely for lack of GPU memory")
         # TensorRT for RTX captures graphs itself, when its configuration says so.
-        return Lane(self._cuda, context, self._shape, graphs=config is None)
+        return ExecutionContext(self._cuda, native, self._shape, graphs=config is None)
 
     def _profile(self, count: int) -> int:
         """The index of the profile to run `count` images with: of those that take them, the one tuned for the

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,21 +55,27 @@ def process_log(library: Any) -> Any:
         def __init__(self) -> None:
             library.ILogger.__init__(self)
             self.captures: list[list[LogMessage]] = []
+            # Reentrant: garbage collected while it is held may log, too.
+            self.lock = threading.RLock()
 
         def log(self, severity: Any, msg: str) -> None:
-            for capture in tuple(self.captures):
+            with self.lock:
+                captures = tuple(self.captures)
+            for capture in captures:
                 capture.append(LogMessage(severity.name, msg))
 
         @contextlib.contextmanager
         def capture(self) -> Iterator[list[LogMessage]]:
             """Collect every message that arrives while the block runs, from any thread."""
             messages: list[LogMessage] = []
-            self.captures.append(messages)
+            with self.lock:
+                self.captures.append(messages)
             try:
                 yield messages
             finally:
-                # By identity: two captures of the same messages are equal lists.
-                self.captures[:] = [capture for capture in self.captures if capture is not messages]
+                with self.lock:
+                    # By identity: two captures of the same messages are equal lists.
+                    self.captures = [capture for capture in self.captures if capture is not messages]
 
     return ProcessLog()
 

@@ -101,6 +101,21 @@ def test_a_type_that_numpy_lacks_is_refused() -> None:
         import_capsule(torch.zeros(2, dtype=torch.bfloat16).__dlpack__())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.bool], ids=str)
+def test_an_array_of_a_type_that_numpy_or_the_network_lacks_is_refused_before_it_costs_a_context(
+    dtype: torch.dtype,
+) -> None:
+    class Tensor:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return KDL_CUDA, 0
+
+        def __dlpack__(self, *, stream: int) -> Any:
+            return torch.zeros(2, dtype=dtype).__dlpack__()
+
+    with pytest.raises(RequestError, match=r"cannot be read: DLPack type .* has no numpy equal"):
+        view_device_array(Tensor(), Cuda(0, FakeCuda()))
+
+
 class OnGpu:
     """A tensor that claims to be on a GPU, with numpy's memory."""
 
@@ -117,17 +132,17 @@ class OnGpu:
         )
 
 
-def test_the_producer_of_an_array_is_told_which_stream_will_read_it() -> None:
-    cuda = Cuda(0, FakeCuda())
-    stream = cuda.create_stream()
+def test_an_array_is_complete_when_it_is_read() -> None:
+    fake = FakeCuda()
+    cuda = Cuda(0, fake)
     array = OnGpu(np.zeros((2, 3), np.float32))
-    view = view_device_array(array, cuda, stream)
+    view = view_device_array(array, cuda)
     assert (view.shape, view.dtype) == ((2, 3), np.dtype(np.float32))
-    assert array.streams == [int(stream)]
+    assert (array.streams, fake.journal) == ([1], ["cudaStreamSynchronize"])
     view.release()
     for device in (KDL_CUDA, 1), (KDL_CPU, 0):
         with pytest.raises(RequestError, match="DLPack device"):
-            view_device_array(OnGpu(np.zeros(2), device), cuda, stream)
+            view_device_array(OnGpu(np.zeros(2), device), cuda)
 
 
 def test_a_result_outlives_its_array_for_as_long_as_somebody_reads_it() -> None:

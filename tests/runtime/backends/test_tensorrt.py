@@ -226,7 +226,7 @@ def test_each_shape_gets_a_context_of_its_own_until_there_are_enough(rig: Callab
     for count in (*range(1, 10), *range(1, 10)):
         batch = images(count)
         np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
-    assert len(made.how.contexts) == runner.LANES
+    assert len(made.how.contexts) == runner.CONTEXTS
     backend.close()
     assert made.cuda.is_clean()
 
@@ -300,7 +300,7 @@ def test_threads_share_the_engine_and_never_a_context(rig: Callable[[str], Rig],
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
-    assert 1 <= len(made.how.contexts) <= runner.LANES
+    assert 1 <= len(made.how.contexts) <= runner.CONTEXTS
     assert len(set(made.how.concurrent)) > 1
     backend.close()
     assert made.cuda.is_clean()
@@ -433,6 +433,7 @@ def test_an_array_on_the_gpu_that_does_not_fit_is_refused(
         backend.run_on_device(images(2))
     with pytest.raises(RequestError, match="neither"):
         backend.run_on_device([1.0])
+    assert made.how.contexts == [], "a wrong array cost an execution context"
     backend.close()
 
 

@@ -15,11 +15,10 @@ import pytest
 from resnet_export.exporter.engine import builder as engine
 from resnet_export.exporter.engine import options as engine_options
 from resnet_export.exporter.engine import progress as engine_progress
-from resnet_export.runtime.backends import context_pool as tensorrt_lanes
-from resnet_export.runtime.backends import tensorrt, tensorrt_library
+from resnet_export.runtime.backends import context_pool, tensorrt, tensorrt_library
 from tests.nvidia_bindings import PINS, RTX, api
 
-MODULES = (engine, engine_options, engine_progress, tensorrt, tensorrt_lanes, tensorrt_library)
+MODULES = (engine, engine_options, engine_progress, tensorrt, context_pool, tensorrt_library)
 
 # What a variable of this name holds, wherever it stands in those modules.
 CLASSES = {
@@ -46,6 +45,11 @@ OURS = {
     "_objections": {"profile"},
     "batch": {"profile"},
     "_pieces": {"profile"},
+    "run": {"context"},
+    "run_on_device": {"context"},
+    "borrow": {"context"},
+    "close": {"context"},
+    "_take": {"context"},
 }
 ONLY_IN_RTX = {
     "ComputeCapability",
