@@ -33,6 +33,9 @@ import pytest
 # TensorRT 10.3 is what JetPack 6 has, the oldest that is supported; 11.4 is the newest.
 PINS = {"10.3": "tensorrt-cu12-bindings==10.3.0", "11.4": "tensorrt-cu13-bindings==11.4.0.106"}
 RTX = "rtx"
+# The lean runtime is a real library: it loads without a GPU, though it runs nothing there.
+LEAN = "lean-11.4"
+LEAN_PINS = ("tensorrt-lean-cu13-libs==11.4.0.106", "tensorrt-lean-cu13-bindings==11.4.0.106")
 
 NEWEST_PYTHON = (3, 12)  # of the bindings of TensorRT 10.3
 
@@ -129,6 +132,8 @@ def api(version: str) -> Api:
         pytest.fail(
             f"the bindings of TensorRT {version} are not installed; run make test, or {__name__} as a module"
         )
+    if version == LEAN:
+        return _describe("tensorrt_lean_bindings", {"PYTHONPATH": str(bindings)})
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler for the stub libraries")
@@ -194,7 +199,7 @@ def _split(arguments: str) -> list[str]:
 
 def install() -> None:
     """Install every pinned version that is not there yet."""
-    for version, requirement in PINS.items():
+    for version, requirements in [*((version, (pin,)) for version, pin in PINS.items()), (LEAN, LEAN_PINS)]:
         target = FOLDER / version
         if target.is_dir():
             continue
@@ -209,7 +214,7 @@ def install() -> None:
             "--no-deps",
             "--target",
             str(partial),
-            requirement,
+            *requirements,
         ]
         done = subprocess.run(command, check=sys.version_info[:2] <= NEWEST_PYTHON)
         if done.returncode == 0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_export.runtime.backends.protocol import Backend, OpenRequest
+from resnet_export.runtime.bundle.manifest import EngineInfo
 from resnet_export.runtime.precision import Precision
 
 __all__ = ["ROUTES", "Execution", "Route", "find_route", "open_backend"]
@@ -41,7 +42,7 @@ class Route:
 
     Attributes:
         backend, provider: the names by which users and the engine know it. The provider of engines is the TensorRT
-            variant that builds and loads them.
+            variant that builds and loads them, or the lean runtime.
         kind: what it opens.
         device: where it computes.
         module: the Python module that must be installed.
@@ -67,6 +68,14 @@ class Route:
     lacks: tuple[Precision, ...] = ()
     runner: str
 
+    def loads(self, engine: EngineInfo) -> bool:
+        """Whether it is a library for such engines: their own variant, or for some of them the lean runtime."""
+        if self.provider != "tensorrt_lean":
+            return self.provider == engine.variant
+        options = engine.options  # what was left out of an engine only the full library puts back
+        compatible = options.get("version_compatible") and not options.get("strip_weights")
+        return engine.variant == "tensorrt" and bool(compatible)
+
     def execution(self, precision: Precision, target: str | None) -> Execution | None:
         """Return how the route executes `precision` on a graph laid out for `target`; None when that is not known."""
         return next(
@@ -89,6 +98,7 @@ _TENSORRT_RTX = (
     "tensorrt-rtx-cu12",
     "tensorrt-rtx-cu13-bindings",
 )
+_TENSORRT_LEAN = ("tensorrt-lean-cu13-bindings", "tensorrt-lean-cu12-bindings")
 _RTX_PLUGIN = (
     "onnxruntime-ep-nv-tensorrt-rtx",
     "onnxruntime-ep-nv-tensorrt-rtx-cu13",
@@ -122,6 +132,23 @@ ROUTES: tuple[Route, ...] = (
             Execution(precision=Precision.FP16, order=20, why=f"{_COMPILED}, on FP16 tensor cores"),
             Execution(precision=Precision.BF16, order=30, why=f"{_COMPILED}, on BF16 tensor cores"),
             Execution(precision=Precision.FP32, order=60, why=_COMPILED),
+        ),
+        runner="resnet_export.runtime.backends.tensorrt",
+    ),
+    # It builds nothing and takes 45 MB: version-compatible engines run on it.
+    Route(
+        backend="tensorrt",
+        provider="tensorrt_lean",
+        kind="engine",
+        device="gpu",
+        module="tensorrt_lean_bindings",
+        packages=_TENSORRT_LEAN,
+        install="pip install 'resnet-export[tensorrt-lean]'",
+        executions=(
+            Execution(precision=Precision.INT8, order=11, why=f"{_COMPILED}, on the lean runtime"),
+            Execution(precision=Precision.FP16, order=21, why=f"{_COMPILED}, on the lean runtime"),
+            Execution(precision=Precision.BF16, order=31, why=f"{_COMPILED}, on the lean runtime"),
+            Execution(precision=Precision.FP32, order=61, why=f"{_COMPILED}, on the lean runtime"),
         ),
         runner="resnet_export.runtime.backends.tensorrt",
     ),

@@ -49,7 +49,7 @@ class TensorRTBackend:
         kernels: _Kernels | None,
     ) -> None:
         info = _engine_info(request)
-        self.provider: str = info.variant
+        self.provider: str = request.provider
         self.precision: Precision = request.artifact.precision
         self._title = f"{TITLES[info.variant]} {info.version}"
         self._name = request.artifact.name
@@ -227,7 +227,7 @@ def open_backend(request: OpenRequest) -> TensorRTBackend:
             f"{request.precision}"
         )
     try:
-        library = load_library(info.variant)
+        library = load_library("tensorrt_lean" if request.provider == "tensorrt_lean" else info.variant)
     except DependencyError as error:
         raise BackendError(str(error)) from error
     device = request.device or 0

@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from resnet_export.runtime.bundle.engine_header import INSTALL, TITLES, Variant
 from resnet_export.runtime.errors import DependencyError
@@ -25,6 +25,9 @@ _SOURCE_LOCATION = re.compile(r"\.? In \w+ at /\S+:\d+\)?$")
 _NOISE = "CUDA driver version is insufficient for CUDA runtime version"
 
 
+_LEAN = ("the lean runtime of TensorRT", "pip install 'resnet-export[tensorrt-lean]'")
+
+
 @dataclass(frozen=True)
 class LogMessage:
     """One message of TensorRT. `severity` is "INTERNAL_ERROR", "ERROR", "WARNING", "INFO" or "VERBOSE"."""
@@ -33,14 +36,17 @@ class LogMessage:
     text: str
 
 
-def load_library(variant: Variant) -> Any:
-    """Import the Python bindings of `variant`. Raises DependencyError, with the command that installs them."""
+def load_library(name: Variant | Literal["tensorrt_lean"]) -> Any:
+    """Import the Python bindings of a variant, or of the lean runtime.
+
+    Raises DependencyError, with the command that installs them.
+    """
+    lean = name == "tensorrt_lean"
+    title, install = _LEAN if name == "tensorrt_lean" else (TITLES[name], INSTALL[name])
     try:
-        return importlib.import_module(variant)
+        return importlib.import_module("tensorrt_lean_bindings" if lean else name)
     except (ImportError, OSError) as error:
-        raise DependencyError(
-            f"{TITLES[variant]} cannot be imported ({error}); install it with {INSTALL[variant]}"
-        ) from error
+        raise DependencyError(f"{title} cannot be imported ({error}); install it with {install}") from error
 
 
 @functools.cache

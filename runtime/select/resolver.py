@@ -117,7 +117,7 @@ def _candidates(manifest: Manifest, routes: tuple[Route, ...]) -> Iterable[Candi
             if route.kind != artifact.kind:
                 continue
             # An engine belongs to one variant; on the other one it is not even a candidate.
-            if artifact.kind == "engine" and artifact.engine and route.provider != artifact.engine.variant:
+            if artifact.kind == "engine" and artifact.engine and not route.loads(artifact.engine):
                 continue
             yield Candidate(artifact, route, artifact.precision)
             if artifact.precision == Precision.FP32:

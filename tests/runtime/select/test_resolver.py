@@ -495,6 +495,13 @@ def is_wanted(item: Considered, request: SessionSpec) -> bool:
     )
 
 
+def is_library(provider: str, engine: EngineInfo) -> bool:
+    compatible = engine.options.get("version_compatible") and not engine.options.get("strip_weights")
+    return provider == engine.variant or (
+        (provider, engine.variant) == ("tensorrt_lean", "tensorrt") and bool(compatible)
+    )
+
+
 @settings(max_examples=150, deadline=None)
 @given(manifest=manifests, facts=hosts, request=wishes)
 def test_every_candidate_is_in_the_trace_and_the_best_usable_one_is_chosen(
@@ -506,7 +513,9 @@ def test_every_candidate_is_in_the_trace_and_the_best_usable_one_is_chosen(
         for artifact in manifest.artifacts
         for route in ROUTES
         if route.kind == artifact.kind
-        and (artifact.engine is None or artifact.kind == "onnx" or artifact.engine.variant == route.provider)
+        and (
+            artifact.engine is None or artifact.kind == "onnx" or is_library(route.provider, artifact.engine)
+        )
         for precision in (artifact.precision, *(route.also if artifact.precision == Precision.FP32 else ()))
     )
     assert sorted((c.artifact, c.backend, c.provider, c.precision) for c in resolution.trace) == expected
