@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     )
     from resnet_export.runtime.precision import Precision, Tolerance
     from resnet_export.runtime.prediction import Prediction
-    from resnet_export.runtime.select.choice import Choice, Considered, Resolution, SessionSpec
+    from resnet_export.runtime.select.choice import Choice, Considered, Resolution
     from resnet_export.runtime.select.host import Gpu, HostFacts, Package, probe
+    from resnet_export.runtime.select.spec import SessionSpec
     from resnet_export.runtime.session import Session, open_session
 
 __all__ = [
@@ -89,7 +90,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "select.choice": ("Choice", "Considered", "Resolution", "SessionSpec"),
+    "select.choice": ("Choice", "Considered", "Resolution"),
+    "select.spec": ("SessionSpec",),
     "errors": (
         "BackendError",
         "BundleError",

@@ -32,9 +32,10 @@ from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.prediction import Prediction
 from resnet_export.runtime.preprocess import ImageSource, load
 from resnet_export.runtime.runner import Request, Runner, describe
-from resnet_export.runtime.select.choice import Choice, Considered, SessionSpec
+from resnet_export.runtime.select.choice import Choice, Considered
 from resnet_export.runtime.select.host import HostFacts, probe
-from resnet_export.runtime.select.resolver import explain, parse_request, resolve
+from resnet_export.runtime.select.resolver import explain, resolve
+from resnet_export.runtime.select.spec import SessionSpec, parse_request
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -55,10 +56,10 @@ def open_session(
 
     Args:
         path: the folder that resnet-export wrote.
-        backend: "onnxruntime", "openvino" or "tensorrt", and no other.
+        backend: "onnxruntime", "openvino" or "tensorrt", and no other. Names are read in any case.
         precision: "fp32", "fp16", "bf16" or "int8": the arithmetic that has to run.
         artifact: the name of one artifact of the bundle, whatever its parity check said.
-        device: "cpu", "gpu", or the index of a GPU.
+        device: "cpu", "gpu", or the index of a GPU; also as PyTorch spells them, "cuda" and "cuda:1".
         threads: number of CPU threads; by default the engine decides.
 
     What is None is chosen by the rules of `resnet_export.runtime.select.resolver`; `Session.trace` says why. A choice
@@ -72,17 +73,15 @@ def open_session(
         NoBackendError: nothing on this host runs the bundle as asked.
         BackendError: what was asked for by name cannot be opened.
     """
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise RequestError(f"threads is {threads!r}, expected a number from 1 on")
     host = probe()
     for warning in host.warnings:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
 
     def load_bundle(manifest: Manifest) -> Session:
         request = parse_request(
-            manifest, backend=backend, precision=precision, artifact=artifact, device=device
+            manifest, backend=backend, precision=precision, artifact=artifact, device=device, threads=threads
         )
-        return _open(path, manifest, host, request, threads)
+        return _open(path, manifest, host, request)
 
     return read_stable(path, load_bundle)
 
@@ -251,7 +250,6 @@ def _open(
     manifest: Manifest,
     host: HostFacts,
     request: SessionSpec,
-    threads: int | None,
 ) -> Session:
     failures: dict[Choice, str] = {}
     last: BackendError | None = None
@@ -261,7 +259,7 @@ def _open(
         if choice is None:
             raise NoBackendError(explain(resolution, request), resolution.trace) from last
         try:
-            backend = _open_choice(path, manifest, choice, threads)
+            backend = _open_choice(path, manifest, choice, request)
         except BackendError as error:
             if request.backend is not None or request.artifact is not None:
                 if choice.device == "cpu" or request.device is not None:
@@ -271,14 +269,14 @@ def _open(
             last = error
             continue
         notes = backend.notes
-        if threads is not None and choice.device != "cpu":
-            notes = (*notes, f"threads={threads} has no effect on a GPU")
+        if request.threads is not None and choice.device != "cpu":
+            notes = (*notes, f"threads={request.threads} has no effect on a GPU")
         opened = msgspec.structs.replace(choice, notes=notes)
         return Session(manifest, backend, opened, _with_notes(resolution.trace, notes))
 
 
 def _open_choice(
-    path: str | os.PathLike[str], manifest: Manifest, choice: Choice, threads: int | None
+    path: str | os.PathLike[str], manifest: Manifest, choice: Choice, asked: SessionSpec
 ) -> Backend:
     artifact = manifest.artifact(choice.artifact)
     gpu, _, index = choice.device.partition(":")
@@ -291,7 +289,7 @@ def _open_choice(
         provider=choice.provider,
         precision=choice.precision,
         device=int(index) if gpu == "gpu" else None,
-        threads=threads,
+        threads=asked.threads,
         bundle=locate(path),
     )
     backend = open_backend(find_route(choice.backend, choice.provider), request)

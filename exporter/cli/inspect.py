@@ -15,7 +15,8 @@ from resnet_export.runtime.bundle.layer_report import TABLE_HEADER, LayerReport,
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest, verify_bundle
 from resnet_export.runtime.select.choice import Resolution
 from resnet_export.runtime.select.host import HostFacts, probe
-from resnet_export.runtime.select.resolver import parse_request, resolve
+from resnet_export.runtime.select.resolver import resolve
+from resnet_export.runtime.select.spec import parse_request
 
 
 @click.command(name="inspect")

@@ -12,25 +12,23 @@ from resnet_export.runtime.precision import Precision
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _index(_: click.Context, __: click.Parameter, value: str | None) -> int | str | None:
-    return int(value) if value is not None and value.isdecimal() else value
-
-
 def session_options(command: Command) -> Command:
-    """Add `--backend`, `--precision`, `--artifact` and `--device`."""
+    """Add `--backend`, `--precision`, `--artifact`, `--device` and `--threads`."""
     options = [
         click.option("--backend", metavar="NAME", help="Use this backend or fail."),
         click.option(
             "--precision",
-            type=click.Choice([str(p) for p in Precision]),
+            type=click.Choice([str(p) for p in Precision], case_sensitive=False),
             help="Run in this precision or fail.",
         ),
         click.option("--artifact", metavar="NAME", help="Run this artifact or fail."),
         click.option(
             "--device",
             metavar="cpu|gpu|INDEX",
-            callback=_index,
-            help="Run on the CPU, on a GPU, or on the GPU of this index.",
+            help="Run on the CPU, on a GPU, or on the GPU of this index (1 or cuda:1).",
+        ),
+        click.option(
+            "--threads", type=click.IntRange(min=1), help="CPU threads; by default the backend decides."
         ),
     ]
     for option in reversed(options):

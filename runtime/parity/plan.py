@@ -14,9 +14,10 @@ from resnet_export.runtime.bundle.manifest import Artifact, Manifest
 from resnet_export.runtime.parity.report.schema import Skipped
 from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision
-from resnet_export.runtime.select.choice import Considered, SessionSpec
+from resnet_export.runtime.select.choice import Considered
 from resnet_export.runtime.select.host import HostFacts
-from resnet_export.runtime.select.resolver import parse_request, resolve
+from resnet_export.runtime.select.resolver import resolve
+from resnet_export.runtime.select.spec import SessionSpec, parse_request
 
 
 @dataclass(frozen=True)

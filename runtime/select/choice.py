@@ -1,4 +1,4 @@
-"""What a user asks for, what is chosen, and what became of everything else: plain values, JSON-ready."""
+"""What is chosen, and what became of everything else: plain values, JSON-ready."""
 
 from __future__ import annotations
 
@@ -7,23 +7,6 @@ from typing import Literal
 import msgspec
 
 from resnet_export.runtime.precision import Precision
-
-
-class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user asked for; None leaves it to the resolver. `device` is a GPU's index, "gpu" or "cpu"."""
-
-    backend: str | None = None
-    precision: Precision | None = None
-    artifact: str | None = None
-    device: int | Literal["cpu", "gpu"] | None = None
-
-    def __str__(self) -> str:
-        given = {name: getattr(self, name) for name in self.__struct_fields__}
-        return ", ".join(
-            f"{name}={value if isinstance(value, int) else repr(str(value))}"
-            for name, value in given.items()
-            if value is not None
-        )
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,17 +27,22 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        simulated = ", simulated" if self.simulated else ""
+        wider = "fp32" if self.device == "cpu" else "a wider precision"
+        simulated = f", simulated (computed in {wider})" if self.simulated else ""
         device = "" if self.device == "cpu" else f", {self.device}"
         where = f"{self.backend} ({self.provider}{device})"
         return f"{self.artifact} on {where} in {self.precision}{simulated}"
 
 
-Outcome = Literal["chosen", "usable", "rejected", "not asked for"]
+Outcome = Literal["chosen", "usable", "rejected", "skipped"]
 
 
 class Considered(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate and what became of it: "usable" would run, but something better was chosen."""
+    """One candidate and what became of it.
+
+    "usable" would run, but something better was chosen; "rejected" cannot run here, or must not; "skipped" is not what
+    the request is about.
+    """
 
     artifact: str
     backend: str

@@ -12,8 +12,9 @@ from resnet_export.runtime.bundle.engine_header import engine_mismatch
 from resnet_export.runtime.bundle.manifest import EngineInfo, Manifest, Verdict
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.candidate import Candidate
-from resnet_export.runtime.select.choice import Choice, SessionSpec
+from resnet_export.runtime.select.choice import Choice
 from resnet_export.runtime.select.host import Gpu, HostFacts
+from resnet_export.runtime.select.spec import SessionSpec
 
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
@@ -31,12 +32,12 @@ class SelectionContext:
 
 def _artifact_asked(candidate: Candidate, at: SelectionContext) -> str | None:
     name = at.request.artifact
-    return None if name in (None, candidate.artifact.name) else f"artifact {name!r} was asked for"
+    return None if name in (None, candidate.artifact.name) else f"artifact {name!r} was requested"
 
 
 def _backend_asked(candidate: Candidate, at: SelectionContext) -> str | None:
     name = at.request.backend
-    return None if name in (None, candidate.route.backend) else f"backend {name!r} was asked for"
+    return None if name in (None, candidate.route.backend) else f"backend {name!r} was requested"
 
 
 def _device_asked(candidate: Candidate, at: SelectionContext) -> str | None:
@@ -44,7 +45,7 @@ def _device_asked(candidate: Candidate, at: SelectionContext) -> str | None:
     wanted = "cpu" if device == "cpu" else "gpu"
     if device is None or candidate.route.device == wanted:
         return None
-    return f"device {device!r} was asked for, this runs on the {candidate.route.device.upper()}"
+    return f"device {device!r} was requested, this runs on the {candidate.route.device.upper()}"
 
 
 def _precision_asked(candidate: Candidate, at: SelectionContext) -> str | None:
@@ -52,9 +53,9 @@ def _precision_asked(candidate: Candidate, at: SelectionContext) -> str | None:
     if precision == candidate.precision:
         return None
     if precision is not None:
-        return f"precision '{precision}' was asked for, this runs in {candidate.precision}"
+        return f"precision '{precision}' was requested, this runs in {candidate.precision}"
     if candidate.precision != candidate.artifact.precision:
-        return f"less exact than the artifact, so precision='{candidate.precision}' has to ask for it"
+        return f"less exact than the artifact, so precision='{candidate.precision}' has to request it"
     return None
 
 
@@ -144,7 +145,7 @@ def _opened(candidate: Candidate, at: SelectionContext) -> str | None:
 
 Check = Callable[[Candidate, SelectionContext], str | None]
 
-# What the user asked for comes first, so that a rejection for any other reason concerns something wanted.
+# What the user requested comes first, so that a rejection for any other reason concerns something wanted.
 REQUEST_CHECKS: tuple[Check, ...] = (_artifact_asked, _backend_asked, _device_asked, _precision_asked)
 FACT_CHECKS: tuple[Check, ...] = (
     _engine_described,

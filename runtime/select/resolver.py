@@ -14,18 +14,17 @@ the user has named the very file. Every candidate ends in the trace, with the re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 from resnet_export.runtime.backends.routes import ROUTES, Route
 from resnet_export.runtime.bundle.manifest import Manifest
-from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.candidate import Candidate
-from resnet_export.runtime.select.choice import Choice, Considered, Outcome, Resolution, SessionSpec
+from resnet_export.runtime.select.choice import Choice, Considered, Outcome, Resolution
 from resnet_export.runtime.select.eligibility import FACT_CHECKS, REQUEST_CHECKS, SelectionContext, choose
 from resnet_export.runtime.select.host import HostFacts
+from resnet_export.runtime.select.spec import SessionSpec
 
-__all__ = ["Choice", "Considered", "Resolution", "SessionSpec", "explain", "parse_request", "resolve"]
+__all__ = ["explain", "resolve"]
 
 
 def resolve(
@@ -38,7 +37,7 @@ def resolve(
     """Choose what runs, and say of every candidate why it does or does not.
 
     `failures` maps choices of earlier resolutions that could not be opened to the error's text; they are
-    rejected. Never raises: an impossible wish leaves `choice` None and its reasons in the trace.
+    rejected. Never raises: an impossible request leaves `choice` None and its reasons in the trace.
     """
     at = SelectionContext(manifest, host, request, failures or {})
     ranked = sorted(_candidates(manifest, routes), key=lambda candidate: candidate.execution.order)
@@ -61,7 +60,7 @@ def resolve(
 def explain(resolution: Resolution, request: SessionSpec) -> str:
     """Return one sentence that says why nothing was chosen."""
     asked = f" with {request}" if str(request) else ""
-    wanted = [item for item in resolution.trace if item.outcome != "not asked for"]
+    wanted = [item for item in resolution.trace if item.outcome != "skipped"]
     if wanted:
         reasons = (f"{item.artifact} on {item.backend} ({item.provider}): {item.reason}" for item in wanted)
         return f"nothing on this host runs the bundle{asked}: {'; '.join(dict.fromkeys(reasons))}"
@@ -71,44 +70,6 @@ def explain(resolution: Resolution, request: SessionSpec) -> str:
     held = "; ".join(f"{what} on {' or '.join(dict.fromkeys(on))}" for what, on in holders.items())
     engines = "; `resnet-export build` adds engines" if request.backend == "tensorrt" else ""
     return f"the bundle has nothing to run{asked}, it has {held or 'nothing'}{engines}"
-
-
-def parse_request(
-    manifest: Manifest,
-    *,
-    backend: str | None = None,
-    precision: str | None = None,
-    artifact: str | None = None,
-    device: int | str | None = None,
-    routes: tuple[Route, ...] = ROUTES,
-) -> SessionSpec:
-    """Return the wish, checked. Raises RequestError, or BundleError when there is no such artifact."""
-    backends = list(dict.fromkeys(route.backend for route in routes))
-    if backend is not None and backend not in backends:
-        raise RequestError(f"there is no backend {backend!r}; give one of {', '.join(backends)}")
-    if precision is not None and precision not in list(Precision):
-        raise RequestError(f"there is no precision {precision!r}; give one of {', '.join(Precision)}")
-    if artifact is not None:
-        manifest.artifact(artifact)
-    return SessionSpec(
-        backend=backend,
-        precision=None if precision is None else Precision(precision),
-        artifact=artifact,
-        device=_parse_device(device),
-    )
-
-
-def _parse_device(device: int | str | None) -> int | Literal["cpu", "gpu"] | None:
-    match device:
-        case None:
-            return None
-        case "cpu":
-            return "cpu"
-        case "gpu":
-            return "gpu"
-        case int() if device >= 0 and not isinstance(device, bool):
-            return device
-    raise RequestError(f"there is no device {device!r}; give 'cpu', 'gpu' or the index of a GPU")
 
 
 def _candidates(manifest: Manifest, routes: tuple[Route, ...]) -> Iterable[Candidate]:
@@ -127,7 +88,7 @@ def _candidates(manifest: Manifest, routes: tuple[Route, ...]) -> Iterable[Candi
 def _judge(candidate: Candidate, at: SelectionContext) -> tuple[Outcome, str]:
     for check in REQUEST_CHECKS:
         if reason := check(candidate, at):
-            return "not asked for", reason
+            return "skipped", reason
     for check in FACT_CHECKS:
         if reason := check(candidate, at):
             return "rejected", reason

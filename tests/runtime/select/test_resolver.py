@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,9 +15,10 @@ from resnet_export.runtime.backends.routes import ROUTES
 from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, EngineInfo, Manifest, Verdict
 from resnet_export.runtime.errors import BundleError, RequestError
 from resnet_export.runtime.precision import Precision
-from resnet_export.runtime.select.choice import Considered, SessionSpec
+from resnet_export.runtime.select.choice import Considered, Resolution
 from resnet_export.runtime.select.host import CPU_FEATURES, Gpu, HostFacts, Package
-from resnet_export.runtime.select.resolver import Resolution, explain, parse_request, resolve
+from resnet_export.runtime.select.resolver import explain, resolve
+from resnet_export.runtime.select.spec import SessionSpec, parse_request
 from tests import tiny_bundle
 
 RTX_4090 = Gpu(index=0, name="NVIDIA GeForce RTX 4090", compute_capability="8.9", memory=24 << 30)
@@ -326,7 +329,7 @@ def test_unknown_cpu_features_are_said_to_be_unknown() -> None:
 def test_bf16_runs_on_request_only_and_only_where_the_cpu_has_it() -> None:
     assert chosen(pick(ALL_ONNX, precision=Precision.BF16)) == "fp32 openvino CPU"
     assert pick(ALL_ONNX, precision=Precision.BF16).choice.precision == Precision.BF16
-    assert "precision='bf16' has to ask" in reasons(pick(ALL_ONNX), "fp32", "openvino")
+    assert "precision='bf16' has to request" in reasons(pick(ALL_ONNX), "fp32", "openvino")
     old = pick(ALL_ONNX, host(OPENVINO, features=("avx2",)), precision=Precision.BF16)
     assert old.choice is None
     assert "avx512_bf16 or amx_bf16 or bf16" in reasons(old, "fp32", "openvino")
@@ -352,7 +355,7 @@ def test_a_device_excludes_the_other_kind() -> None:
     assert pick(ALL_ONNX, GPU_HOST, device="cpu").choice.backend == "openvino"
     nothing = pick(ALL_ONNX, CPU_HOST, device="gpu")
     assert nothing.choice is None
-    assert "device 'gpu' was asked for, this runs on the CPU" in reasons(nothing, "fp32", "openvino")
+    assert "device 'gpu' was requested, this runs on the CPU" in reasons(nothing, "fp32", "openvino")
 
 
 def test_a_choice_that_could_not_be_opened_is_passed_over_with_its_error() -> None:
@@ -411,10 +414,61 @@ def test_a_wish_is_checked_before_it_counts() -> None:
         parse_request(manifest, artifact="fp64")
 
 
-@pytest.mark.parametrize("device", [-1, True, "cuda", "0", 1.0])
-def test_a_device_is_cpu_gpu_or_an_index(device: object) -> None:
-    with pytest.raises(RequestError, match=r"no device .*; give 'cpu', 'gpu' or the index of a GPU"):
-        parse_request(tiny_bundle.manifest(ALL_ONNX), device=device)
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        *(("device", text, "cpu") for text in ("cpu", "CPU", " Cpu ")),
+        *(("device", text, "gpu") for text in ("gpu", "GPU", "cuda", "CUDA")),
+        *(("device", text, 0) for text in (0, "0", "cuda:0", "gpu:0", np.int64(0))),
+        *(("device", text, 12) for text in (12, "12", "CUDA:12", "GPU:12", np.uint8(12))),
+        *(("precision", text, Precision.FP16) for text in ("fp16", "FP16", "Fp16 ", Precision.FP16)),
+        *(("precision", text, Precision.INT8) for text in ("int8", "INT8")),
+        *(("backend", text, "openvino") for text in ("openvino", "OpenVINO", "OPENVINO")),
+        *(("backend", text, "tensorrt") for text in ("tensorrt", "TensorRT")),
+        *(("threads", number, 3) for number in (3, np.int32(3))),
+    ],
+)
+def test_the_spellings_of_other_tools_are_understood(argument: str, value: Any, expected: object) -> None:
+    spec = parse_request(tiny_bundle.manifest(ALL_ONNX), **{argument: value})
+    found = getattr(spec, argument)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("device", r"no device .*; give 'cpu', 'gpu' or the index of a GPU, such as 1 or 'cuda:1'"),
+        ("precision", "no precision .*; give one of fp32, fp16, bf16, int8"),
+        ("backend", "no backend .*; give one of tensorrt, onnxruntime, "),
+        ("threads", "threads is .*, expected a number from 1 on"),
+    ],
+)
+@pytest.mark.parametrize(
+    "value",
+    [
+        -1,
+        True,
+        1.0,
+        "",
+        " ",
+        "-1",
+        "cuda:",
+        "cuda:-1",
+        "cuda:x",
+        "cuda:1:2",
+        "cpu:9",
+        "9" * 5000,
+        "²",
+        "١",
+        b"cpu",
+        [],
+        {},
+    ],
+)
+def test_any_other_spelling_is_refused_in_one_sentence(argument: str, expected: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=expected) as refused:
+        parse_request(tiny_bundle.manifest(ALL_ONNX), **{argument: value})
+    assert "\n" not in str(refused.value)
 
 
 # For any manifest and host
@@ -484,6 +538,7 @@ wishes = st.builds(
     precision=st.none() | precisions,
     artifact=st.none() | words,
     device=st.none() | st.sampled_from(["cpu", "gpu"]) | st.integers(-1, 3),
+    threads=st.none() | st.integers(1, 4),
 )
 
 
@@ -571,8 +626,11 @@ def test_facts_and_decisions_survive_json(facts: HostFacts, request: SessionSpec
 def test_choices_and_candidates_print_what_matters(render: Callable[[object], str]) -> None:
     resolution = pick(ALL_ONNX, host(ORT), precision=Precision.FP16)
     assert "fp16" in render(resolution.choice)
-    assert str(resolution.choice) == "fp16 on onnxruntime (CPUExecutionProvider) in fp16, simulated"
+    assert (
+        str(resolution.choice)
+        == "fp16 on onnxruntime (CPUExecutionProvider) in fp16, simulated (computed in fp32)"
+    )
     assert (
         str(pick(ALL_ONNX, GPU_HOST).choice) == "fp16 on onnxruntime (CUDAExecutionProvider, gpu:0) in fp16"
     )
-    assert str(resolution.trace[-1]).startswith("not asked for: int8.cpu on onnxruntime")
+    assert str(resolution.trace[-1]).startswith("skipped: int8.cpu on onnxruntime")
