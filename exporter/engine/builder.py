@@ -77,7 +77,7 @@ def build_engine(
 
     Raises:
         DependencyError: the variant is not installed.
-        RequestError: an option or target that the variant cannot honour.
+        RequestError: an option or target that the variant cannot honor.
         ExportError: the graph cannot be parsed or built; the message names the node where TensorRT does.
     """
     library = load_library(variant)

@@ -220,7 +220,7 @@ def _inspected(entry: Any) -> LayerInfo:
 
 
 def _format(tensor: Mapping[str, Any]) -> str:
-    """Classic layers say "Row major Int8 format", compiled ones name the type by itself."""
+    """Layers of standard TensorRT say "Row major Int8 format", compiled ones name the type by itself."""
     return str(tensor.get("Datatype") or tensor.get("Format/Datatype", ""))
 
 

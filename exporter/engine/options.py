@@ -1,4 +1,4 @@
-"""What a user may ask of the builder, and the refusal of whatever a variant cannot honour.
+"""What a user may ask of the builder, and the refusal of whatever a variant cannot honor.
 
 There is no option for precision: that lives in the typed graph.
 """
@@ -21,18 +21,19 @@ class BuildOptions:
 
     Attributes:
         workspace_mib: the most device memory that a layer may use for scratch, in MiB; None: no limit.
-        tf32: let float32 layers round their inputs to TF32's 10-bit mantissa. Off, because an fp32 engine
-        is then
-            no longer the fp32 graph.
-        timing_cache: a file with kernel timings of earlier builds, read and updated (classic). Beside the
-        bundle,
-            not in it: it is of no use on another device.
-        hardware_compatibility: the GPUs besides the own one that the engine shall run on (classic).
-        version_compatible: also run on later versions of the same major version (classic).
-        strip_weights: leave the weights out; the runtime puts them back from the ONNX artifact (classic).
-        refit: allow weights to be replaced later (classic).
-        sparse: use 2:4 structured sparsity where the weights have it (classic).
-        dla_core: run on this core of a Deep Learning Accelerator, with the GPU as fallback (classic, Jetson).
+        tf32: let float32 layers round their inputs to TF32's 10-bit mantissa. Off, because an fp32 engine is then no
+            longer the fp32 graph.
+        timing_cache: a file with kernel timings of earlier builds, read and updated (standard TensorRT). Beside the
+            bundle, not in it: it is of no use on another device.
+        hardware_compatibility: the GPUs besides the own one that the engine shall run on (standard TensorRT).
+        version_compatible: also run on later versions of the same major version, and those of TensorRT 10 on 11
+            (standard TensorRT).
+        strip_weights: leave the weights out; the runtime puts them back from the ONNX artifact
+            (standard TensorRT).
+        refit: allow weights to be replaced later (standard TensorRT).
+        sparse: use 2:4 structured sparsity where the weights have it (standard TensorRT).
+        dla_core: run on this core of a Deep Learning Accelerator, with the GPU as fallback
+            (standard TensorRT, Jetson).
     """
 
     workspace_mib: int | None = None
@@ -57,7 +58,7 @@ class BuildOptions:
         }
 
 
-_CLASSIC_ONLY = tuple(
+_STANDARD_ONLY = tuple(
     option.name for option in fields(BuildOptions) if option.name not in ("workspace_mib", "tf32")
 )
 
@@ -86,10 +87,10 @@ def _objections(
     if options.workspace_mib is not None and options.workspace_mib < 1:
         yield f"workspace_mib is {options.workspace_mib}, expected at least 1"
     if variant == "tensorrt_rtx":
-        for name in _CLASSIC_ONLY:
+        for name in _STANDARD_ONLY:
             if getattr(options, name) != getattr(BuildOptions, name):
                 yield (
-                    f"{title} does not honour {name}; leave it out, or build with --engine tensorrt on "
+                    f"{title} does not honor {name}; leave it out, or build with --engine tensorrt on "
                     "the device"
                 )
         return

@@ -147,10 +147,10 @@ def plan_engines(choice: EngineChoice, gpu: tuple[str, ...], host: HostFacts) ->
             builds.setdefault(here, []).append(target)
             continue
         rtx = family(target).rtx
-        classic = "tensorrt_rtx" not in variants or (
+        standard = "tensorrt_rtx" not in variants or (
             not rtx and bool(own) and host.package("tensorrt") is not None
         )
-        missed.setdefault(("tensorrt" if classic else "tensorrt_rtx", rtx), []).append(target)
+        missed.setdefault(("tensorrt" if standard else "tensorrt_rtx", rtx), []).append(target)
     obstacles = [_obstacle(variant, tuple(found), host) for (variant, _), found in missed.items()]
     if not builds:
         raise obstacles[0] if len(obstacles) == 1 else RequestError("; ".join(map(str, obstacles)))

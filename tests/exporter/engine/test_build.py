@@ -133,7 +133,7 @@ def test_a_refused_option_or_gpu_leaves_the_bundle_as_it_was(bundle: Path) -> No
     before = (bundle / MANIFEST_NAME).read_bytes()
     with pytest.raises(RequestError, match="does not serve sm87"):
         add_engines(bundle, engine="tensorrt-rtx", gpu=("sm87",), host=HOST)
-    with pytest.raises(RequestError, match="does not honour sparse"):
+    with pytest.raises(RequestError, match="does not honor sparse"):
         add_engines(bundle, engine="tensorrt-rtx", gpu=(), host=HOST, options=BuildOptions(sparse=True))
     assert (bundle / MANIFEST_NAME).read_bytes() == before
 

@@ -137,7 +137,7 @@ def test_an_engine_can_have_several_profiles() -> None:
     assert engine.report.convolutions() == {Precision.FP16: 20}
 
 
-def test_the_manifest_entry_names_flavour_version_gpus_and_precision() -> None:
+def test_the_manifest_entry_names_variant_version_gpus_and_precision() -> None:
     engine = build_rtx(FP16, targets=("8.6", "8.9"))
     entry = engine_artifact(engine)
     assert entry.name == f"tensorrt-rtx-{engine.info.version}-sm86-sm89-fp16"
@@ -160,11 +160,11 @@ def test_the_manifest_entry_names_flavour_version_gpus_and_precision() -> None:
     ],
 )
 def test_an_option_that_rtx_would_ignore_is_refused_by_name(options: BuildOptions, named: str) -> None:
-    with pytest.raises(RequestError, match=f"TensorRT for RTX does not honour {named}"):
+    with pytest.raises(RequestError, match=f"TensorRT for RTX does not honor {named}"):
         build_rtx(FP16, options=options)
 
 
-def test_a_workspace_limit_is_honoured() -> None:
+def test_a_workspace_limit_is_honored() -> None:
     with pytest.raises(RequestError, match="at least 1"):
         build_rtx(FP16, options=BuildOptions(workspace_mib=0))
     engine = build_rtx(FP16, options=BuildOptions(workspace_mib=1024))

@@ -62,7 +62,7 @@ def info(**changes: Any) -> EngineInfo:
     return EngineInfo(**(known | changes))
 
 
-def test_a_header_tells_flavour_version_and_compute_capabilities() -> None:
+def test_a_header_tells_variant_version_and_compute_capabilities() -> None:
     assert read_header(engine(capabilities=("7.5", "8.9", "12.1"))) == EngineHeader(
         "tensorrt_rtx", (1, 7, 1, 116), ("7.5", "8.9", "12.1")
     )
