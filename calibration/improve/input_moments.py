@@ -182,6 +182,7 @@ class _Counter:
         sizes = [one.stop - one.start for one in self._parts]
         self._per_image = -(-max(_PATCHES_PER_WEIGHT * max(sizes), _LEAST_PATCHES) // images)
         self._sum = np.zeros((group_count(layer), filter_size(layer, topology)), np.float64)
+        self._shift: Floats | None = None
         self._products = [
             [np.zeros((size, size), np.float32) for size in sizes] for _ in range(len(self._sum))
         ]
@@ -203,14 +204,18 @@ class _Counter:
 
     def moments(self) -> tuple[Moments, ...]:
         self._add()
-        means = (self._sum / self._count).astype(np.float32)
+        offsets = self._sum / self._count
+        means = (offsets if self._shift is None else offsets + self._shift).astype(np.float32)
         found = []
         for group, mean in enumerate(means):
-            for part, covariance in zip(self._parts, self._products[group], strict=True):
-                covariance /= self._count
+            for part, products in zip(self._parts, self._products[group], strict=True):
                 with np.errstate(over="ignore", invalid="ignore"):
-                    covariance -= np.outer(mean[part], mean[part])
-                found.append(Moments(group, part, mean[part], covariance, self._count))
+                    covariance = products.astype(np.float64) / self._count
+                    covariance -= np.outer(offsets[group, part], offsets[group, part])
+                    # Rounding may have left a variance of zero just below it.
+                    np.fill_diagonal(covariance, np.maximum(np.diag(covariance), 0))
+                    products[...] = covariance
+                found.append(Moments(group, part, mean[part], products, self._count))
         return tuple(found)
 
     def _add(self) -> None:
@@ -218,6 +223,12 @@ class _Counter:
             return
         rows = np.concatenate(self._waiting)
         self._waiting = []
+        if self._shift is None:
+            # Inputs are counted from where the first of them lie. Otherwise, where they hardly vary, the difference of
+            # two large squares would leave of the covariance nothing but rounding errors.
+            self._shift = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = rows - self._shift
         self._count += len(rows)
         self._sum += rows.sum(axis=0, dtype=np.float64)
         for group, products in enumerate(self._products):

@@ -24,7 +24,6 @@ from resnet_export.calibration.improve.input_moments import Moments
 from resnet_export.calibration.observe.ranges import SYMMETRIC_STEPS
 from resnet_export.calibration.quantize.grid import QuantizedWeight, weight_scales
 from resnet_export.calibration.quantize.topology import Layer
-from resnet_export.runtime.errors import ExportError
 
 _DAMPING = 0.01
 """Added to the diagonal, as a share of its mean (GPTQ, section 3.3): inputs vary in every direction on images that
@@ -87,15 +86,14 @@ def compensate(
 
 
 def _feedback(covariance: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return F + I, where the damped covariance is (F + I) D (F + I)ᵀ."""
+    """Return F + I, float32, where the damped covariance is (F + I) D (F + I)ᵀ.
+
+    The covariance is finite; it may be zero, of any rank, and indefinite by what float32 rounds.
+    """
     mean = float(np.diag(covariance).mean(dtype=np.float64))
-    for damping in (_DAMPING, 10 * _DAMPING, 1.0):
-        damped = covariance[::-1, ::-1].copy()
-        damped[np.diag_indices_from(damped)] += damping * mean if mean > 0 else 1.0
-        try:
-            lower = np.linalg.cholesky(damped)
-        except np.linalg.LinAlgError:
-            continue  # rounding made it indefinite
-        upper = lower[::-1, ::-1]
-        return np.ascontiguousarray(upper / np.diag(upper))
-    raise ExportError("the covariance of a layer's inputs is not finite; check the weights and the images")
+    if mean <= 0:  # inputs that never vary: no error can make up for another
+        return np.eye(len(covariance), dtype=np.float32)
+    damped = covariance[::-1, ::-1].astype(np.float64) / mean
+    damped[np.diag_indices_from(damped)] += _DAMPING
+    upper = np.linalg.cholesky(damped)[::-1, ::-1]
+    return np.ascontiguousarray((upper / np.diag(upper)).astype(np.float32))
