@@ -30,17 +30,17 @@ import onnx
 
 from benchmarks.harness import heading
 from benchmarks.trained import Run, Trained, batched, decibels, open_openvino, trained_resnet18
-from resnet_export.calibration.data.inputs import Feed
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.observe.methods import METHODS
-from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.plan import QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import origins, quantize
 from resnet_export.calibration.search.search import plan_int8
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.value_ranges import Span, scan_ranges
 from resnet_export.exporter.models.resnet import ResNet
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.parity.report.search_text import sentences
 from tests import hostile
 
@@ -60,7 +60,7 @@ for preset in ("MIXED", "PERFORMANCE"):
 """
 
 
-TARGETS: tuple[tuple[Target, Kind], ...] = (("tensorrt", "signed"), ("cpu", "unsigned"))
+TARGETS: tuple[tuple[TargetName, Kind], ...] = (("tensorrt", "signed"), ("cpu", "unsigned"))
 
 NETWORKS: dict[str, Callable[[ResNet], ResNet] | None] = {
     "healthy": None,
@@ -82,12 +82,10 @@ class Entry:
 
 def ours(trained: Trained) -> Iterator[Entry]:
     """Both graphs: the default pipeline, and each method by itself."""
-    parts = range(0, len(trained.calibration), 8)
-    feed = Feed(lambda: ((trained.calibration[at : at + 8], None) for at in parts), len(trained.calibration))
     start = time.perf_counter()
-    found = plan_int8(trained.model, feed)
+    found = plan_int8(trained.model, Photos.of(trained.calibration, None))
     print(f"the default pipeline took {time.perf_counter() - start:.0f} s")
-    for line in sentences(found.findings):
+    for line in sentences(found.report):
         print(f"  {line}")
     spans = scan_ranges(replace(trained.graph, model=found.model), iter([trained.calibration]))
     for target, kind in TARGETS:
@@ -104,7 +102,7 @@ def ours(trained: Trained) -> Iterator[Entry]:
             yield Entry("plain", f"{target}, {method}", kind, on_both(typed(trained, model, target, spans)))
 
 
-def typed(trained: Trained, model: onnx.ModelProto, target: Target, spans: Mapping[str, Span]) -> bytes:
+def typed(trained: Trained, model: onnx.ModelProto, target: TargetName, spans: Mapping[str, Span]) -> bytes:
     """Return the graph's bytes as it ships: TensorRT's is fp16 around its integers."""
     if target == "tensorrt":
         modules = {name: trained.graph.modules[origin] for name, origin in origins(model).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resnet_export.calibration.data.photos import Inputs
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.runtime.errors import DatasetError, ExportError
 from resnet_export.runtime.parity.criteria.criterion import Criterion, at_most
@@ -67,13 +67,13 @@ class Limits:
         return (*found, lost)
 
 
-class Judge:
+class Evaluator:
     """Compares trial graphs with the float network on one set of images, whose logits it remembers."""
 
     def __init__(
         self,
         model: onnx.ModelProto,
-        read: Callable[[], Iterable[Inputs]],
+        photos: Photos,
         limits: Limits | None = None,
         *,
         threads: int | None = None,
@@ -82,28 +82,20 @@ class Judge:
 
         Args:
             model: the float32 graph.
-            read: starts a pass over the images, always the same.
+            photos: the images, with their labels if there are any.
             limits: what trial graphs are held to.
             threads: for ONNX Runtime; None means all processors.
 
         Raises DatasetError when there is no image, ExportError when a logit is infinite or NaN.
         """
-        self._read, self._threads = read, threads
+        self._photos, self._threads = photos, threads
         self.limits = limits or Limits()
-        labels: list[NDArray[np.int64] | None] = []
-
-        def seen() -> Iterator[NDArray[Any]]:
-            for images, label in read():
-                labels.append(label)
-                yield images
-
-        self.logits = self._run(model, seen())
+        self.labels = photos.labels
+        self.logits = self._run(model, self.images())
         if not np.isfinite(self.logits).all():
             raise ExportError(
                 "the float network's logits are infinite or NaN on a real image; check its weights"
             )
-        known = [label for label in labels if label is not None]
-        self.labels = np.concatenate(known) if known and len(known) == len(labels) else None
         self._near_tie = near_tie_width(self.limits.parity, self.logits)
 
     def __len__(self) -> int:
@@ -140,7 +132,7 @@ class Judge:
 
     def images(self) -> Iterator[NDArray[Any]]:
         """Yield the batches of one pass over the images."""
-        return (images for images, _ in self._read())
+        return self._photos.inputs()
 
     def _run(self, graph: onnx.ModelProto, batches: Iterable[NDArray[Any]]) -> NDArray[np.float32]:
         session = CpuSession(graph.SerializeToString(), threads=self._threads)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resnet_export.calibration.data.inputs import Feed
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.improve import equalization as equalizing
 from resnet_export.calibration.improve.bias_correction import bias_correction
 from resnet_export.calibration.improve.channel_scaling import by_input
@@ -27,7 +27,7 @@ from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Layer, Topology
-from resnet_export.calibration.search.evaluate import Judge
+from resnet_export.calibration.search.evaluate import Evaluator
 from resnet_export.calibration.search.mixed_precision import multiply_add_shares
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.parity.report.search_report import (
@@ -43,7 +43,7 @@ ROUNDING_IMAGES = 128
 """Images whose patches weights are rounded for; twice as many gained nothing that could be measured."""
 
 _SAME_FUNCTION = 60.0  # dB: float32 arithmetic in another order leaves 120 and more
-_HARM = 1.0  # dB: equalization is what hostile networks need, and is not given up for less
+_HARM = 1.0  # dB: networks with badly scaled channels need equalization, which is not given up for less
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,30 +66,30 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Bench:
+class TrialSetup:
     """What candidates are made from and compared on.
 
     Attributes:
         fitted: the images that ranges, channels and weights are fitted to.
-        judge: the images that were held out.
+        evaluator: the images that were held out.
         method: of the ranges, in comparisons.
         threads: for ONNX Runtime; None means all processors.
         progress: told about every pass and trial.
     """
 
-    fitted: Feed
-    judge: Judge
+    fitted: Photos
+    evaluator: Evaluator
     method: Method
     threads: int | None
     progress: Progress
 
 
-def judged(
-    candidate: Candidate, judge: Judge, title: str, progress: Progress, method: Method | None = None
+def validate(
+    candidate: Candidate, evaluator: Evaluator, title: str, progress: Progress, method: Method | None = None
 ) -> dict[TargetName, Validation]:
     """Return how the graphs of all targets do, with ranges by `method` (None: the plan's)."""
     return {
-        target: judge(candidate.graph(target, method=method))
+        target: evaluator(candidate.graph(target, method=method))
         for target in progress(TARGETS, title, len(TARGETS))
     }
 
@@ -99,63 +99,70 @@ def mean_decibels(found: Mapping[TargetName, Validation]) -> float:
     return float(np.mean([one.decibels for one in found.values()]))
 
 
-def calibrated(model: onnx.ModelProto, plan: QuantPlan, bench: Bench) -> Candidate:
+def calibrate_candidate(model: onnx.ModelProto, plan: QuantPlan, setup: TrialSetup) -> Candidate:
     """Calibrate the network as it is."""
-    return Candidate(model, _table(model, None, bench), plan)
+    return Candidate(model, _table(model, None, setup), plan)
 
 
-Judged = Mapping[TargetName, Validation]
+Validations = Mapping[TargetName, Validation]
 
 
-def equalized(before: Candidate, bench: Bench) -> tuple[Candidate, Improvement, Judged | None]:
+def equalize(before: Candidate, setup: TrialSetup) -> tuple[Candidate, Improvement, Validations | None]:
     """Return the network with its channels equalized and calibrated anew, unless that does harm.
 
-    The last is how the returned candidate does with the bench's ranges, None where nothing was tried.
+    The last is how the returned candidate does with the setup's ranges, None where nothing was tried.
     """
-    method = bench.method
-    seen = bench.fitted.sample(equalizing.IMAGES)
+    method = setup.method
+    seen = setup.fitted.sample(equalizing.IMAGES)
     stats = equalizing.observe_channels(
-        before.model, seen.images(), threads=bench.threads, progress=bench.progress
+        before.model, seen.inputs(), threads=setup.threads, progress=setup.progress
     )
     model, done = equalizing.equalize(before.model, stats)
     if not done:
         note = "no layers can be equalized"
         return before, _step("equalization", method, {}, {}, used=False, note=note), None
-    if (same := bench.judge(model).decibels) < _SAME_FUNCTION:
+    if (same := setup.evaluator(model).decibels) < _SAME_FUNCTION:
         note = f"the equalized float network is only within {same:.1f} dB of the network; it was not used"
         return before, _step("equalization", method, {}, {}, used=False, note=note), None
-    table = _table(model, before.model, bench)
+    table = _table(model, before.model, setup)
     factors = tuple(Factors.of(one.producers, one.consumers, one.factors) for one in done)
     table = msgspec.structs.replace(table, equalization=factors)
     after = Candidate(model, table, replace(before.plan, equalization=done))
-    without = judged(before, bench.judge, "Trying the network as it is", bench.progress, method)
-    with_it = judged(after, bench.judge, "Trying equalization", bench.progress, method)
+    without = validate(before, setup.evaluator, "Evaluating without equalization", setup.progress, method)
+    with_it = validate(after, setup.evaluator, "Evaluating equalization", setup.progress, method)
     used = mean_decibels(with_it) > mean_decibels(without) - _HARM
     note = "" if used else f"it cost more than {_HARM:g} dB and was not used"
     step = _step("equalization", method, without, with_it, used=used, note=note)
     return (after, step, with_it) if used else (before, step, without)
 
 
-def rounded(
-    before: Candidate, bench: Bench, without: Judged | None, *, correct_bias: bool, round_weights: bool
+def round_weights(
+    before: Candidate,
+    setup: TrialSetup,
+    without: Validations | None,
+    *,
+    correct_bias: bool,
+    round_weights: bool,
 ) -> tuple[Candidate, tuple[Improvement, ...], tuple[QuantizedLayer, ...]]:
     """Return the candidate with corrected biases and compensated rounding, what each gained, and the layers.
 
     Either can be left out. `without` is how the candidate does before, None where that is not known yet.
     """
-    method = bench.method
-    sample = bench.fitted.sample(ROUNDING_IMAGES)
+    method = setup.method
+    sample = setup.fitted.sample(ROUNDING_IMAGES)
     topology = Topology(before.model)
     names = [layer.name for layer in topology.layers]
     shares = multiply_add_shares(before.model, topology)
     layers: list[QuantizedLayer] = []
+    overflowing: list[str] = []
     weights: dict[str, QuantizedWeight] = {}
     corrections: dict[str, NDArray[np.float32]] = {}
     nearest_corrections: dict[str, NDArray[np.float32]] = {}
-    moments = input_moments(before.model, names, sample.images, images=len(sample), threads=bench.threads)
-    for layer, found in bench.progress(moments, "Rounding weights", len(names)):
+    moments = input_moments(before.model, names, sample.inputs, images=len(sample), threads=setup.threads)
+    for layer, found in setup.progress(moments, "Rounding weights", len(names)):
         if not all(one.finite for one in found):
-            continue  # nothing can be said about the inputs, and the nearest integers stay
+            overflowing.append(layer.name)
+            continue
         weight = topology.constant(layer.weight)
         nearest = quantize_weight(weight, layer.axis)
         nearest_corrections[layer.name] = bias_correction(layer, weight, nearest, found)
@@ -176,7 +183,7 @@ def rounded(
         )
     best, steps = before, []
     if without is None:
-        without = judged(before, bench.judge, "Trying nearest rounding", bench.progress, method)
+        without = validate(before, setup.evaluator, "Evaluating nearest rounding", setup.progress, method)
     trials: list[tuple[ImprovementName, QuantPlan]] = []
     if correct_bias:
         trials.append(("bias correction", replace(before.plan, bias_corrections=nearest_corrections)))
@@ -185,9 +192,15 @@ def rounded(
         trials.append(("rounding", replace(before.plan, weights=weights, bias_corrections=own)))
     for name, plan in trials:
         candidate = replace(before, plan=plan)
-        with_it = judged(candidate, bench.judge, f"Trying {name}", bench.progress, method)
+        with_it = validate(candidate, setup.evaluator, f"Evaluating {name}", setup.progress, method)
         used = mean_decibels(with_it) > mean_decibels(without)
-        note = "" if used else "it gained nothing here and was not used"
+        notes = [] if used else ["it gained nothing here and was not used"]
+        if overflowing:
+            notes.append(
+                f"the products of the inputs of {', '.join(overflowing)} exceed float32, so "
+                f"{'it was' if len(overflowing) == 1 else 'they were'} left out"
+            )
+        note = "; ".join(notes)
         steps.append(_step(name, method, without, with_it, used=used, note=note))
         if used:
             best, without = candidate, with_it
@@ -197,14 +210,15 @@ def rounded(
 
 
 def best_method(
-    candidate: Candidate, judge: Judge, progress: Progress
+    candidate: Candidate, evaluator: Evaluator, progress: Progress
 ) -> tuple[Candidate, tuple[MethodTrial, ...]]:
     """Return the candidate with the method whose logits are closest, and what each method left of them.
 
-    A method that stays within the judge's limits for both targets goes before one that does not.
+    A method that stays within the evaluator's limits for both targets goes before one that does not.
     """
     found = {
-        method: judged(candidate, judge, f"Trying {method} ranges", progress, method) for method in METHODS
+        method: validate(candidate, evaluator, f"Evaluating {method} ranges", progress, method)
+        for method in METHODS
     }
 
     def rank(method: Method) -> tuple[int, float]:
@@ -218,15 +232,15 @@ def best_method(
     return candidate.with_method(max(METHODS, key=rank)), trials
 
 
-def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, bench: Bench) -> CalibrationTable:
+def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, setup: TrialSetup) -> CalibrationTable:
     return calibrate(
         model,
-        bench.fitted.images(),
+        setup.fitted.inputs(),
         methods=METHODS,
         source=source,
-        total=len(bench.fitted),
-        threads=bench.threads,
-        progress=bench.progress,
+        total=len(setup.fitted),
+        threads=setup.threads,
+        progress=setup.progress,
     )
 
 

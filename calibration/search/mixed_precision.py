@@ -1,7 +1,7 @@
 """Which layers INT8 hurts, and how few of them have to stay in floating point.
 
 Every layer is quantized on its own and ranked by the error of the logits. Errors of different layers are close to
-independent and add up, so keeping the worst ones first is the best a single order can do, and a bisection over the
+independent and add up, so excluding the worst ones first is the best a single order can do, and a bisection over the
 ranked prefix finds how many it takes: one trial for every halving, in place of one for every layer.
 """
 
@@ -23,7 +23,7 @@ from resnet_export.calibration.quantize.plan import Exclusion, QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.tensor_types import infer_types
 from resnet_export.calibration.quantize.topology import Topology
-from resnet_export.calibration.search.evaluate import Judge
+from resnet_export.calibration.search.evaluate import Evaluator
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.parity.report.search_report import ExclusionTrial, LayerSensitivity, MixedPrecision
 from resnet_export.runtime.progress import Progress, silent
@@ -40,44 +40,44 @@ def rank_layers(
     ranges: Mapping[str, Range],
     plan: QuantPlan,
     target: TargetName,
-    judge: Judge,
+    evaluator: Evaluator,
     *,
     progress: Progress = silent,
 ) -> tuple[LayerSensitivity, ...]:
-    """Return the layers that `plan` quantizes for `target`, the most damaging first.
+    """Return the layers that `plan` quantizes for `target`, the most sensitive first.
 
     Args:
         model: the float32 graph that `ranges` belong to.
         ranges: of every tensor, as `plan.choose_ranges` returns them.
-        plan: its weights and corrections are used, and layers that it keeps are left out.
+        plan: its weights and corrections are used, and layers that it excludes are left out.
         target: whose graph.
-        judge: the images to compare on; a dozen tell layers apart.
+        evaluator: the images to compare on; a dozen tell layers apart.
         progress: told how many layers were tried.
     """
     topology = Topology(model)
     excluded = plan.excluded_for(target)
     layers = [layer.name for layer in topology.layers if layer.name not in excluded]
     shares = multiply_add_shares(model, topology)
-    found = []
+    ranked = []
     for name in progress(layers, f"Ranking layers ({target})", len(layers)):
         others = {layer.name: Exclusion(reason="on trial") for layer in topology.layers if layer.name != name}
-        judged = judge(quantize(model, ranges, replace(plan, excluded=others), target))
-        found.append(
+        found = evaluator(quantize(model, ranges, replace(plan, excluded=others), target))
+        ranked.append(
             LayerSensitivity(
                 layer=name,
-                noise=judged.noise if math.isfinite(judged.noise) else None,
-                agreement=judged.agreement,
-                accuracy_drop=judged.accuracy_drop,
+                noise=found.noise if math.isfinite(found.noise) else None,
+                agreement=found.agreement,
+                accuracy_drop=found.accuracy_drop,
                 multiply_adds=shares[name],
             )
         )
-    return tuple(sorted(found, key=lambda one: -one.severity))
+    return tuple(sorted(ranked, key=lambda layer: -layer.severity))
 
 
 def bisect(most: int, tried: Callable[[int], ExclusionTrial]) -> Iterator[ExclusionTrial]:
-    """Yield the trials that find the least number of kept layers, from 1 to `most`, that is enough.
+    """Yield the trials that find the least number of excluded layers, from 1 to `most`, that is enough.
 
-    `tried` keeps a number of layers and looks. The largest number comes first, and is the only trial where it is not
+    `tried` excludes a number of layers and looks. The largest number comes first, and is the only trial where it is not
     enough; otherwise there are at most 1 + log2(`most`), rounded up. None at all is known not to be enough.
     """
     low, high = 0, most
@@ -96,47 +96,47 @@ def exclude_within_budget(
     ranges: Mapping[str, Range],
     plan: QuantPlan,
     target: TargetName,
-    damages: Sequence[LayerSensitivity],
-    judge: Judge,
+    sensitivities: Sequence[LayerSensitivity],
+    evaluator: Evaluator,
     *,
     progress: Progress = silent,
 ) -> tuple[QuantPlan, MixedPrecision]:
-    """Return the plan with as few layers kept for `target` as the judge's limits take, and how it was found.
+    """Return the plan with as few layers excluded for `target` as the evaluator's limits take, and how it was found.
 
     Where nothing holds, the plan comes back as it was.
 
     Args:
-        damages: what `rank_layers` found.
-        judge: the images to judge on, and the limits.
+        sensitivities: what `rank_layers` found.
+        evaluator: the images to validate on, and the limits.
     """
-    limit = judge.limit()
+    limit = evaluator.limit()
 
-    def keeping(count: int) -> QuantPlan:
-        names = [one.layer for one in damages[:count]]
-        return with_kept(plan, names, target, f"INT8 would be outside its limits with it: {limit}")
+    def excluding(count: int) -> QuantPlan:
+        names = [one.layer for one in sensitivities[:count]]
+        return exclude_layers(plan, names, target, f"INT8 would be outside its limits with it: {limit}")
 
     def tried(count: int) -> ExclusionTrial:
-        found = judge(quantize(model, ranges, keeping(count), target))
+        found = evaluator(quantize(model, ranges, excluding(count), target))
         return ExclusionTrial(excluded=count, outside=found.outside)
 
-    floats = np.cumsum([one.multiply_adds for one in damages])
+    floats = np.cumsum([one.multiply_adds for one in sensitivities])
     most = int(np.searchsorted(floats, MOST_FLOAT, side="right"))
     trials = bisect(most, tried) if most else iter(())
     total = 1 + math.ceil(math.log2(max(most, 1)))
-    path = tuple(progress(trials, f"Searching layers to keep ({target})", total))
+    path = tuple(progress(trials, f"Searching layers to exclude ({target})", total))
     count = min((one.excluded for one in path if one.holds), default=0)
-    chosen = keeping(count) if count else plan
+    chosen = excluding(count) if count else plan
     return chosen, MixedPrecision(
         target=target,
         limit=limit,
         path=path,
-        excluded=tuple(one.layer for one in damages[:count]),
-        float_share=sum(one.multiply_adds for one in damages[:count]),
+        excluded=tuple(one.layer for one in sensitivities[:count]),
+        float_share=sum(one.multiply_adds for one in sensitivities[:count]),
     )
 
 
-def with_kept(plan: QuantPlan, layers: Sequence[str], target: TargetName, reason: str) -> QuantPlan:
-    """Return the plan with `layers` kept for `target` as well."""
+def exclude_layers(plan: QuantPlan, layers: Sequence[str], target: TargetName, reason: str) -> QuantPlan:
+    """Return the plan with `layers` excluded for `target` as well."""
     excluded = dict(plan.excluded)
     for name in layers:
         before = excluded.get(name)

@@ -3,9 +3,9 @@
 1. Hold some images back, to compare trial graphs on images that nothing was fitted to.
 2. Equalize channels, calibrate once, correct biases, round weights (`calibration.improve`).
 3. `auto` tries every way to choose ranges and takes the one whose logits are closest.
-4. Judge the result on all images. Where it collapses, or exceeds the accuracy budget, try every method on all of
-   them, then keep the layers to blame in floating point, and if nothing holds, say so and name them
-   (`calibration.limits`).
+4. Validate the result on all images. Where it collapses, or exceeds the accuracy budget, `auto` tries every method on
+   all of them; then the most sensitive layers are excluded from INT8, and if nothing holds, that is said and they are
+   named (`search.acceptance`).
 
 All of it happens on trial graphs. The artifacts are emitted afterwards, once, from graph, table and plan.
 """
@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
+import numpy as np
 import onnx
 
-from resnet_export.calibration.data.inputs import Feed
-from resnet_export.calibration.data.photos import Inputs
+from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.improve.channel_scaling import rescale
 from resnet_export.calibration.observe.fingerprint import graph_hash
 from resnet_export.calibration.observe.methods import METHODS, Method
@@ -37,17 +37,17 @@ from resnet_export.calibration.quantize.plan import (
 )
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Topology
-from resnet_export.calibration.search.acceptance import mended
-from resnet_export.calibration.search.evaluate import Judge, Limits
+from resnet_export.calibration.search.acceptance import exclude_sensitive_layers
+from resnet_export.calibration.search.evaluate import Evaluator, Limits
 from resnet_export.calibration.search.improvements import (
-    Bench,
     Candidate,
-    Judged,
+    TrialSetup,
+    Validations,
     best_method,
-    calibrated,
-    equalized,
-    judged,
-    rounded,
+    calibrate_candidate,
+    equalize,
+    round_weights,
+    validate,
 )
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import RequestError
@@ -63,7 +63,8 @@ HELD_BACK = 64
 """Images that trial graphs are compared on, at most a quarter of all: the SNR of their logits is known to about
 half a decibel."""
 
-_JUDGED = 512  # images that the result is judged on where no budget asks for all of them
+_VALIDATED = 512  # images that the result is validated on where no budget asks for all of them
+_LEAST_VARIATION = 10.0  # levels of 255 below which images are called too much alike
 _FEWEST = 8  # images below which none are held out
 _PROBE: Method = "percentile"  # of the ranges in comparisons that come before a method is chosen
 
@@ -93,13 +94,13 @@ class Int8Plan:
 
     `model` is the float graph that `table` and `plan` belong to: the exported one, its channels equalized.
     `times` holds what differs from run to run: the `seconds` that each part of the search took, and the
-    `latency_ratio` of a graph with kept layers over the same without, by target.
+    `latency_ratio` of a graph with excluded layers over the same without, by target.
     """
 
     model: onnx.ModelProto
     table: CalibrationTable
     plan: QuantPlan
-    findings: SearchReport
+    report: SearchReport
     times: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def graph(self, target: TargetName) -> onnx.ModelProto:
@@ -109,7 +110,7 @@ class Int8Plan:
 
 def plan_int8(
     model: onnx.ModelProto,
-    images: Feed,
+    images: Photos,
     spec: SearchSpec | None = None,
     *,
     table: CalibrationTable | None = None,
@@ -120,7 +121,7 @@ def plan_int8(
 
     Args:
         model: the float32 graph as exported: simplified, BatchNorms folded.
-        images: real ones, with labels if there are any; see `feed_of`.
+        images: real ones, with labels if there are any.
         spec: what to search for.
         table: a calibration that was made before, in place of a new one; its equalization is done again.
         threads: for ONNX Runtime; None means all processors.
@@ -138,16 +139,22 @@ def plan_int8(
     steps: list[Improvement] = []
     layers: tuple[QuantizedLayer, ...] = ()
     trials: tuple[MethodTrial, ...] = ()
-    so_far: Judged | None = None
+    so_far: Validations | None = None
 
-    bench = _hold_back(model, images, spec, threads, progress)
-    if len(bench.judge) == len(images):
+    setup = _hold_back(model, images, spec, threads, progress)
+    if len(setup.evaluator) == len(images):
         notices.append(
             f"{len(images)} images are too few to hold any back: trial graphs were compared on those that they "
             "were fitted to; give 100 or more"
         )
+    if (variation := pixel_variation(images)) is not None and variation < _LEAST_VARIATION:
+        notices.append(
+            f"the {len(images)} calibration images hardly differ: a pixel varies by {variation:.1f} of 255 levels from "
+            "one to the next, where photographs vary by 40 to 80; ranges hold for images like them, so give images "
+            "that vary as those in use will"
+        )
     with clock("calibration"):
-        candidate = _from_table(model, table, first) if table else calibrated(model, first, bench)
+        candidate = _from_table(model, table, first) if table else calibrate_candidate(model, first, setup)
     if table is not None and spec.equalize and not table.equalization:
         notices.append(
             "channels were not equalized: the calibration table belongs to the network as it is; leave it out, or "
@@ -155,42 +162,42 @@ def plan_int8(
         )
     if spec.equalize and table is None:
         with clock("equalization"):
-            candidate, step, so_far = equalized(candidate, bench)
+            candidate, step, so_far = equalize(candidate, setup)
         steps.append(step)
     if spec.correct_bias or spec.round_weights:
         with clock("rounding"):
-            candidate, found, layers = rounded(
-                candidate, bench, so_far, correct_bias=spec.correct_bias, round_weights=spec.round_weights
+            candidate, found, layers = round_weights(
+                candidate, setup, so_far, correct_bias=spec.correct_bias, round_weights=spec.round_weights
             )
         steps.extend(found)
     if spec.method == "auto":
         with clock("methods"):
-            candidate, trials = best_method(candidate, bench.judge, progress)
+            candidate, trials = best_method(candidate, setup.evaluator, progress)
     else:
         candidate = candidate.with_method(spec.method)
 
-    with clock("judging"):
+    with clock("validation"):
         budget = spec.limits.max_drop
-        judge = Judge(
-            model, images.sample(_JUDGED) if budget is None else images, spec.limits, threads=threads
+        evaluator = Evaluator(
+            model, images.sample(_VALIDATED) if budget is None else images, spec.limits, threads=threads
         )
-        verdicts = judged(candidate, judge, "Judging", progress)
-    if budget is not None and budget < 100 / len(judge):
+        verdicts = validate(candidate, evaluator, "Validating", progress)
+    if budget is not None and budget < 100 / len(evaluator):
         notices.append(
-            f"{len(judge)} images cannot tell less than {100 / len(judge):.2g} points apart, and the budget is "
+            f"{len(evaluator)} images cannot tell less than {100 / len(evaluator):.2g} points apart, and the budget is "
             f"{budget:g}: a single image decides; give more"
         )
     if any(one.outside for one in verdicts.values()):
         # What decides may be rare, and not among the images that were held out.
         before = candidate.plan.method
         with clock("methods"):
-            closest, retried = best_method(candidate, judge, progress)
+            closest, retried = best_method(candidate, evaluator, progress)
         trials = (*trials, *retried)
         named = spec.method != "auto"  # a method that was asked for by name is obeyed
         if closest.plan.method != before:
             notices.append(
                 f"with {before} ranges{', which were asked for,' if named else ''} INT8 is outside its limits on "
-                f"{len(judge)} images ({judge.limit()}); {closest.plan.method} ranges come closer"
+                f"{len(evaluator)} images ({evaluator.limit()}); {closest.plan.method} ranges come closer"
                 + (": use them, or --calib-method auto" if named else " and were used")
             )
         if not named:
@@ -200,24 +207,24 @@ def plan_int8(
     outcomes = []
     for target, one in verdicts.items():
         with clock("mixed precision"):
-            candidate, outcome = mended(
+            candidate, outcome = exclude_sensitive_layers(
                 candidate,
                 target,
                 one,
-                judge,
-                bench.fitted,
+                evaluator,
+                setup.fitted,
                 may_exclude=spec.exclude == "auto",
                 threads=threads,
                 progress=progress,
             )
         outcomes.append(outcome)
-    findings = SearchReport(
+    report = SearchReport(
         images=len(images),
-        held_out=len(bench.judge) if len(bench.judge) < len(images) else 0,
+        held_out=len(setup.evaluator) if len(setup.evaluator) < len(images) else 0,
         steps=tuple(steps),
         methods=trials,
         method=candidate.plan.method,
-        layers=_with_kept(layers, candidate.plan),
+        layers=_with_exclusions(layers, candidate.plan),
         rankings=tuple(one.ranking for one in outcomes if one.ranking),
         mixed_precision=tuple(one.budget for one in outcomes if one.budget),
         verdicts=tuple(one.verdict for one in outcomes),
@@ -230,7 +237,7 @@ def plan_int8(
             one.verdict.target: one.latency_ratio for one in outcomes if one.latency_ratio is not None
         },
     }
-    return Int8Plan(candidate.model, candidate.table, candidate.plan, findings, times)
+    return Int8Plan(candidate.model, candidate.table, candidate.plan, report, times)
 
 
 def plan_from_table(
@@ -243,7 +250,7 @@ def plan_from_table(
     spec = spec or SearchSpec()
     method = table.method if spec.method == "auto" else spec.method
     candidate = _from_table(model, table, _first_plan(model, spec)).with_method(method)
-    findings = SearchReport(
+    report = SearchReport(
         images=0,
         held_out=0,
         steps=(),
@@ -258,7 +265,7 @@ def plan_from_table(
             "INT8 was quantized from a table alone: nothing was tried, corrected or measured; give images too",
         ),
     )
-    return Int8Plan(candidate.model, candidate.table, candidate.plan, findings)
+    return Int8Plan(candidate.model, candidate.table, candidate.plan, report)
 
 
 def image_tensors(topology: Topology) -> tuple[str, ...]:
@@ -272,20 +279,31 @@ def image_tensors(topology: Topology) -> tuple[str, ...]:
     return tuple(found)
 
 
+def pixel_variation(photos: Photos) -> float | None:
+    """Return how much a pixel varies from image to image: its standard deviation, root mean square over all pixels.
+
+    In levels of 255. None where there is one image, or where they are graph inputs and no uint8 crops.
+    """
+    if photos.images.dtype != np.uint8 or len(photos) < 2:
+        return None
+    return float(
+        np.sqrt(np.mean([rows.var(axis=0).mean() for rows in np.array_split(photos.images, 16, axis=1)]))
+    )
+
+
 def _hold_back(
-    model: onnx.ModelProto, images: Feed, spec: SearchSpec, threads: int | None, progress: Progress
-) -> Bench:
+    model: onnx.ModelProto, images: Photos, spec: SearchSpec, threads: int | None, progress: Progress
+) -> TrialSetup:
     if len(images) < _FEWEST:
         fitted = held = images
     else:
         fitted, held = images.split(min(HELD_BACK, len(images) // 4))
-    batches: list[Inputs] = list(held())  # few enough to keep, and compared often
-    judge = Judge(model, lambda: batches, threads=threads)
-    return Bench(fitted, judge, _PROBE if spec.method == "auto" else spec.method, threads, progress)
+    evaluator = Evaluator(model, held, threads=threads)
+    return TrialSetup(fitted, evaluator, _PROBE if spec.method == "auto" else spec.method, threads, progress)
 
 
 def _first_plan(model: onnx.ModelProto, spec: SearchSpec) -> QuantPlan:
-    """Return the plan before any search: what is kept, and min-max for the image itself.
+    """Return the plan before any search: what is excluded, and min-max for the image itself.
 
     The image has no outliers, and its brightest value, which clipping would touch first, is among its most common.
     """
@@ -297,10 +315,10 @@ def _first_plan(model: onnx.ModelProto, spec: SearchSpec) -> QuantPlan:
     elif spec.exclude != "none":
         if unknown := [name for name in spec.exclude if name not in layers]:
             raise RequestError(
-                f"layer {unknown[0]!r} is to be kept in fp16, which this network does not have; its layers are "
+                f"layer {unknown[0]!r} is to be excluded from INT8, which this network does not have; its layers are "
                 f"{', '.join(layers)}"
             )
-        excluded = {name: Exclusion(reason="kept by request") for name in spec.exclude}
+        excluded = {name: Exclusion(reason="excluded by request") for name in spec.exclude}
     read = {layer.input for layer in topology.layers}
     return QuantPlan(
         excluded=excluded, methods={name: "minmax" for name in image_tensors(topology) if name in read}
@@ -317,7 +335,7 @@ def _from_table(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan
     return Candidate(model, table.with_methods(METHODS), replace(plan, equalization=done))
 
 
-def _with_kept(layers: tuple[QuantizedLayer, ...], plan: QuantPlan) -> tuple[QuantizedLayer, ...]:
+def _with_exclusions(layers: tuple[QuantizedLayer, ...], plan: QuantPlan) -> tuple[QuantizedLayer, ...]:
     excluded = {target: plan.excluded_for(target) for target in TARGETS}
     return tuple(
         msgspec.structs.replace(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from resnet_export.calibration.data.inputs import Feed
 from resnet_export.calibration.observe.table import encode_table, read_table
 from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.qdq import origins
@@ -53,10 +52,10 @@ def lower_to_int8(task: Lowering) -> Lowered:
                 emitted,
                 {name: check.logits},
                 excluded,
-                int8.findings.refusal(target),
+                int8.report.refusal(target),
             )
         )
-    return Lowered(tuple(made), {TABLE: encode_table(int8.table)}, int8.findings, {"int8": int8.times})
+    return Lowered(tuple(made), {TABLE: encode_table(int8.table)}, int8.report, {"int8": int8.times})
 
 
 def _find_plan(task: Lowering) -> Int8Plan:
@@ -77,8 +76,7 @@ def _find_plan(task: Lowering) -> Int8Plan:
     )
     table = None if spec.calib_table is None else read_table(spec.calib_table)
     if not photos.bundled:
-        feed = Feed(photos.batches, len(photos))
-        return plan_int8(model, feed, search, table=table, progress=task.progress)
+        return plan_int8(model, photos, search, table=table, progress=task.progress)
     if table is None:
         raise RequestError(
             "there are no calibration images and no calibration table; give calib or calib_table"

@@ -12,9 +12,9 @@ from resnet_export.calibration.improve.equalization import equalize, observe_cha
 from resnet_export.calibration.improve.noise_gain import noise_gains
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.calibration.quantize.placement import Target
 from resnet_export.calibration.quantize.plan import Equalization, QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import DatasetError
 from tests.residual_net import images, residual_net
 
@@ -43,7 +43,7 @@ def equalized(model: onnx.ModelProto) -> onnx.ModelProto:
     return equalize(model, observe_channels(model, [images(32)]))[0]
 
 
-def decibels(model: onnx.ModelProto, target: Target) -> float:
+def decibels(model: onnx.ModelProto, target: TargetName) -> float:
     """SNR of the quantized graph's logits on images that it was not calibrated on."""
     x, plan = images(64, seed=9), QuantPlan(method="minmax")
     table = calibrate(model, [images(32)], methods=("minmax",))
@@ -59,7 +59,7 @@ def test_the_function_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("spread", [1.0, 3.0])
 @pytest.mark.parametrize("target", ["tensorrt", "cpu"])
-def test_a_network_scaled_apart_loses_int8_and_gets_all_of_it_back(spread: float, target: Target) -> None:
+def test_a_network_scaled_apart_loses_int8_and_gets_all_of_it_back(spread: float, target: TargetName) -> None:
     model = residual_net()
     hostile = apart(model, spread)
     healthy = decibels(equalized(model), target)

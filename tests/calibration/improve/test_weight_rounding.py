@@ -53,6 +53,45 @@ def test_compensated_rounding_never_does_worse_on_correlated_inputs_than_its_bou
     assert (found <= scales.astype(np.float64) ** 2 * pivots.sum() / 4 * 1.02 + 1e-9).all()
 
 
+@given(seeds, st.integers(1, 40), st.integers(0, 40), st.floats(-30, 30))
+def test_a_covariance_of_any_rank_and_size_gives_integers_next_to_the_weights(
+    seed: int, size: int, rank: int, decades: float
+) -> None:
+    """Constant inputs and inputs that are multiples of each other make it singular, float32 even indefinite."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(size, rank)) * 10.0 ** (decades / 2)
+    noise = rng.normal(size=(size, size)) * 1e-7
+    covariance = (mixing @ mixing.T * (1 + noise + noise.T)).astype(np.float32)
+    weight = rng.normal(size=(3, size)).astype(np.float32)
+    scales = (np.abs(weight).max(axis=1) / 127).astype(np.float32) + np.float32(1e-6)
+    integers = compensate(weight, scales, covariance)
+    assert np.abs(integers).max() <= 127
+    if rank == 0:
+        np.testing.assert_array_equal(integers, np.rint(weight / scales[:, None]))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 1e2, 1e4])
+def test_the_covariance_of_inputs_does_not_suffer_from_their_level(level: float) -> None:
+    """What a fixed camera sees varies little about a large mean. No padding here, which varies a lot."""
+    value = onnx.helper.make_tensor_value_info
+    weight = onnx.numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "weight")
+    node = onnx.helper.make_node("Conv", ["input", "weight"], ["logits"], name="conv", kernel_shape=[1, 1])
+    graph = onnx.helper.make_graph(
+        [node],
+        "pointwise",
+        [value("input", onnx.TensorProto.FLOAT, ["N", 3, 16, 16])],
+        [value("logits", onnx.TensorProto.FLOAT, ["N", 2, 16, 16])],
+        [weight],
+    )
+    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    x = (images(32) + np.float32(level)).astype(np.float32)
+    ((_, (found,)),) = input_moments(model, ["conv"], lambda: [x[:5], x[5:]], images=32)
+    expected = np.cov(x.astype(np.float64).transpose(1, 0, 2, 3).reshape(3, -1), bias=True)
+    np.testing.assert_allclose(found.covariance, expected, rtol=0.1, atol=0.1 * np.trace(expected))
+    assert found.count == 32 * min(256, found.count // 32)
+    assert np.linalg.eigvalsh(found.covariance.astype(np.float64)).min() > 0
+
+
 @given(seeds)
 def test_integers_stay_on_the_grid(seed: int) -> None:
     rng = np.random.default_rng(seed)

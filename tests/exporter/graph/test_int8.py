@@ -205,8 +205,8 @@ def chosen(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_layers_that_are_kept_are_listed_with_the_reason(chosen: Path) -> None:
     excluded = read_manifest(chosen).artifact("int8.tensorrt").excluded
     assert {layer.node: (layer.precision, layer.reason) for layer in excluded} == {
-        "conv1": (Precision.FP16, "kept by request"),
-        "layer4.1.conv2": (Precision.FP16, "kept by request"),
+        "conv1": (Precision.FP16, "excluded by request"),
+        "layer4.1.conv2": (Precision.FP16, "excluded by request"),
     }
 
 
