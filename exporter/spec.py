@@ -25,7 +25,9 @@ class ModelSpec:
     `depth` or `arch` names the architecture (both may be given when they agree; neither when `weights` lets it
     be inferred). `weights` is a checkpoint file, "imagenet", or a torchvision weight name; None means a seeded
     untrained network. `num_classes` and `labels` (a text file, one label a line) default to what the
-    checkpoint and ImageNet say.
+    checkpoint and ImageNet say. `checkpoint_key` is where the weights stand in a checkpoint that holds several sets
+    ("state_dict_ema", or the prefix of one of several networks); `key_map` is a file that says what the network calls
+    its tensors.
 
     `module` is the network itself, an nn.Module at hand, in place of `depth`, `arch` and `weights`.
 
@@ -33,15 +35,17 @@ class ModelSpec:
     side to `resize` pixels, or both sides to `resize` (height, width), with the filter `interpolation`, cutting the
     center of `image_size` pixels, and (value / 255 - mean) / std per channel. `mean` and `std` have one number for each
     channel, or one for all. What is None is what published weights were evaluated with; for any other network it is
-    what ImageNet's usually are, see `models.preprocessing`.
+    what ImageNet's usually are (`image_size`: what the network was designed for), see `models.preprocessing`.
     """
 
     depth: int | None = None
     arch: str | None = None
     weights: str | None = None
+    checkpoint_key: str | None = None
+    key_map: Path | None = None
     num_classes: int | None = None
     labels: Path | None = None
-    image_size: Size = 224
+    image_size: Size | None = None
     resize: Size | None = None
     interpolation: Interpolation | None = None
     input_channels: int | None = None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,26 +16,18 @@ settle()  # as every command does: an export takes half the time when the collec
 
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
-    """torchvision beside a CPU build of torch.
+    """torchvision, also beside a CPU build of torch: transforms and the classifiers of `torchvision.models` work."""
+    from resnet_export.exporter.models.libraries import import_library
 
-    Its wheel is built for CUDA and looks operator names up at import that a CPU torch lacks; they are defined
-    here, and stay unusable. Transforms on PIL images and the classifiers of `torchvision.models` work.
-    """
-    import torch
+    return import_library("torchvision")
 
-    spec = importlib.util.find_spec("torchvision")
-    assert spec is not None
-    assert spec.origin is not None
-    source = (Path(spec.origin).parent / "_meta_registrations.py").read_text()
-    names = set(re.findall(r"torchvision::(\w+)", source)) | set(
-        re.findall(r'register_meta\("(\w+)"\)', source)
-    )
-    library = torch.library.Library("torchvision", "DEF")
-    for name in sorted(names):
-        library.define(f"{name}(Tensor x) -> Tensor")
-    module = importlib.import_module("torchvision")
-    module._library = library  # it unregisters its operators when it is collected
-    return module
+
+@pytest.fixture(scope="session")
+def timm(torchvision: ModuleType) -> ModuleType:
+    """timm, beside that torchvision."""
+    from resnet_export.exporter.models.libraries import import_library
+
+    return import_library("timm")
 
 
 @pytest.fixture(scope="session")

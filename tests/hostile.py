@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resnet_export.exporter.models.resnet import BasicBlock, Bottleneck, ResNet
+from resnet_export.exporter.models.resnet import Block, ResNet
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def groups(network: ResNet) -> Iterator[Group]:
     writers, readers = [network.bn1], []
     for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
         for block in stage:
-            assert isinstance(block, BasicBlock | Bottleneck)
+            assert isinstance(block, Block)
             readers.append(block.conv1)
             if block.downsample is not None:
                 readers.append(block.downsample[0])
@@ -37,7 +37,7 @@ def groups(network: ResNet) -> Iterator[Group]:
                 writers, readers = [block.downsample[1]], []
             writers.append(block.last_norm)
             inner = [(block.bn1, block.conv2)]
-            if isinstance(block, Bottleneck):
+            if block.depth == 3:
                 inner.append((block.bn2, block.conv3))
             for norm, conv in inner:
                 yield Group((norm,), (conv,))
@@ -91,7 +91,7 @@ def with_hidden_weights(network: ResNet, times: float, *, streams: bool = False)
             _make_constant(twin.bn1, 1.0)
         for stage in (twin.layer1, twin.layer2, twin.layer3, twin.layer4):
             for block in stage:
-                assert isinstance(block, BasicBlock | Bottleneck)
+                assert isinstance(block, Block)
                 if streams:
                     _hide(block.conv1, block.bn1, times)
                     _make_constant(block.last_norm, 0.0)
@@ -100,7 +100,7 @@ def with_hidden_weights(network: ResNet, times: float, *, streams: bool = False)
                         _make_constant(block.downsample[1], 1.0)
                 _make_constant(block.bn1, 1.0)
                 _hide(block.conv2, block.bn2, times)
-                if isinstance(block, Bottleneck):
+                if block.depth == 3:
                     _make_constant(block.bn2, 1.0)
                     _hide(block.conv3, block.bn3, times)
     return twin

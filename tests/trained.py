@@ -32,16 +32,7 @@ CALIBRATION_IMAGES = 128
 _BLUE = 0.6
 
 # The smallest network of the family with bottlenecks: one block in each stage.
-BOTTLENECK14 = Architecture(
-    name="bottleneck14",
-    depth=14,
-    block="bottleneck",
-    layers=(1, 1, 1, 1),
-    parameters=0,
-    gmacs=0.0,
-    title="Bottleneck14",
-    weights=(),
-)
+BOTTLENECK14 = Architecture("bottleneck14", "bottleneck", (1, 1, 1, 1))
 RESNET18 = ZOO["resnet18"]
 
 

@@ -165,6 +165,17 @@ OPTIONS = [
         "Without it the network is untrained.",
     ),
     _spec(
+        "checkpoint_key",
+        metavar="NAME",
+        help="Which weights of a checkpoint that holds several: their place (`state_dict_ema`), or their prefix.",
+    ),
+    _spec(
+        "key_map",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Names of tensors, as JSON or lines of `name in the checkpoint = name in the network`.",
+    ),
+    _spec(
         "num_classes",
         type=click.IntRange(min=1),
         help="Number of classes.  [default: the checkpoint's, 1000]",
@@ -178,7 +189,7 @@ OPTIONS = [
         "image_size",
         type=SizeType(32),
         metavar="PX|HxW",
-        help="Side of a square input in pixels, or height and width.",
+        help="Side of a square input in pixels, or height and width.  [default: the network's, 224]",
     ),
     _spec(
         "resize",

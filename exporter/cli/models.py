@@ -9,6 +9,7 @@ import click
 
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.models.zoo import ZOO
+from resnet_export.exporter.models.zoo_facts import read_facts
 
 
 @click.command(name="models")
@@ -16,21 +17,29 @@ from resnet_export.exporter.models.zoo import ZOO
 @debug_option
 def command(as_json: bool) -> None:
     """List the architectures with parameters, operations and published ImageNet accuracy."""
+    facts = read_facts()
     if as_json:
-        click.echo(json.dumps([asdict(architecture) for architecture in ZOO.values()], indent=2))
+        click.echo(json.dumps([asdict(row) | asdict(facts[name]) for name, row in ZOO.items()], indent=2))
         return
     from tabulate import tabulate
 
     rows = [
         [
-            architecture.name,
-            f"{architecture.parameters:,}",
-            architecture.gmacs,
-            "\n".join(weights.name for weights in architecture.weights),
-            "\n".join(f"{weights.top1:.3f}" for weights in architecture.weights),
+            name,
+            row.image_size,
+            f"{facts[name].parameters:,}",
+            f"{facts[name].multiply_adds / 1e9:.3f}",
+            f"{facts[name].activation_bytes / 1e6:.1f}",
+            "\n".join(weights.name for weights in row.weights),
+            "\n".join(f"{weights.top1:.3f}" for weights in row.weights),
         ]
-        for architecture in ZOO.values()
+        for name, row in ZOO.items()
     ]
-    headers = ["architecture", "parameters", "GMACs", "weights", "top-1 %"]
+    headers = ["architecture", "image", "parameters", "GMACs", "act. MB", "weights", "top-1 %"]
     click.echo(tabulate(rows, headers=headers, tablefmt="plain", disable_numparse=True))
-    click.echo("\nMultiply-adds for one 224 × 224 image; accuracy as torchvision publishes it, ImageNet-1K.")
+    click.echo(
+        "\nMultiply-adds (10⁹) and fp32 activations for one image of that size, counted from the exported graph;\n"
+        "accuracy as torchvision publishes it, ImageNet-1K. resnetN_v1 has the stride in the first 1×1 convolution\n"
+        "(Caffe, Keras, MSRA), resnetN in the 3×3 (v1.5: torchvision, timm).\n"
+        "Others: --arch timm:NAME, --arch torchvision:NAME, --model MODULE:FACTORY|FILE.pt2|FILE.onnx."
+    )

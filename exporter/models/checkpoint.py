@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from resnet_export.exporter.models.download import fetch
-from resnet_export.exporter.models.key_report import Shapes, compare, describe_structure, infer
-from resnet_export.exporter.models.state_dict import read_state_dict
-from resnet_export.exporter.models.weight_source import locate, sha256_of
+from resnet_export.exporter.models.key_map import read_key_map
+from resnet_export.exporter.models.key_report import Match, recognize
+from resnet_export.exporter.models.metadata import architecture_name
+from resnet_export.exporter.models.parametrizations import plain_weights
+from resnet_export.exporter.models.state_dict import choose_set, read_checkpoint, require_dense
+from resnet_export.exporter.models.weight_source import locate, printable, sha256_of
 from resnet_export.exporter.models.zoo import Architecture, PublishedWeights
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import WeightsInfo
-from resnet_export.runtime.errors import CheckpointError, KeyMismatchError, RequestError
+from resnet_export.runtime.errors import CheckpointError, RequestError
 from resnet_export.runtime.progress import Progress, silent
 
-__all__ = ["Checkpoint", "load_weights"]
+__all__ = ["Checkpoint", "load_weights", "read_weights"]
+
+_NORM_EPSILON = 1e-5  # of nn.BatchNorm2d
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Parameters that fit `architecture` with `num_classes` classes, under torchvision's names.
+    """Parameters that fit `architecture` with `num_classes` classes, under the reference network's names.
 
     `state_dict` is complete, and float32 apart from the step counters. `published` is set for torchvision's
-    own weights; it knows the preprocessing that they were evaluated with.
+    own weights; it knows the preprocessing that they were evaluated with. `values` are what stands beside the tensors.
     """
 
     state_dict: Mapping[str, Tensor]
@@ -36,6 +42,8 @@ class Checkpoint:
     info: WeightsInfo
     published: PublishedWeights | None = None
     notices: tuple[str, ...] = ()
+    in_channels: int = 3
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_weights(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
@@ -53,32 +61,46 @@ def load_weights(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
     else:
         raise RequestError("no weights were named; give a checkpoint file or 'imagenet'")
     sha256 = _hash(path, source.published)
-    read = read_state_dict(path)
-    shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in read.tensors.items()}
-    architecture = _identify(shapes, source.architecture, path)
-    num_classes = _count_classes(shapes, spec.num_classes, path)
-    report = compare(shapes, architecture, num_classes)
-    if not report.fits:
-        raise KeyMismatchError(
-            f"{path} does not fit {architecture.name} with {num_classes} classes: {report}; "
-            "give a checkpoint of that network, with torchvision's names",
-            missing=report.missing,
-            unexpected=report.unexpected,
-            mis_shaped=report.mis_shaped,
+    tensors, values, notices, prefix = read_weights(path, spec)
+    match = recognize(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        path=path,
+        prefix=prefix,
+        asked=source.architecture,
+        named=None if source.published is not None else architecture_name(values),
+    )
+    if spec.num_classes not in (None, match.num_classes):
+        raise CheckpointError(
+            f"the classifier in {path} has {match.num_classes} classes, but {spec.num_classes} were asked for; leave "
+            f"the number out, or give a checkpoint with {spec.num_classes} classes"
         )
     if source.published is None:
-        info = WeightsInfo(source="file", name=path.name, sha256=sha256)
+        info = WeightsInfo(source="file", name=printable(path.name), sha256=sha256)
     else:
-        name = f"{architecture.title}_Weights.{source.published.name}"
+        name = f"{match.row.title}_Weights.{source.published.name}"
         info = WeightsInfo(source="torchvision", name=name, sha256=sha256)
     return Checkpoint(
-        state_dict=_to_float32(read.tensors, path),
-        architecture=architecture,
-        num_classes=num_classes,
+        state_dict=_convert(tensors, match, path),
+        architecture=match.row,
+        num_classes=match.num_classes,
         info=info,
         published=source.published,
-        notices=read.notices,
+        notices=(*notices, *match.notices),
+        in_channels=match.in_channels,
+        values=values,
     )
+
+
+def read_weights(
+    path: Path, spec: ModelSpec
+) -> tuple[dict[str, Tensor], Mapping[str, Any], tuple[str, ...], str]:
+    """Return plain weights by the file's names, the values beside them, notices, and the prefix that was asked for."""
+    file = read_checkpoint(path)
+    chosen, notices, prefix = choose_set(file, path, spec.checkpoint_key)
+    tensors, said = plain_weights(require_dense(chosen.tensors, path))
+    if spec.key_map is not None:
+        tensors = read_key_map(spec.key_map).rename(tensors, path)
+    return tensors, file.values, (*notices, *said), prefix
 
 
 def _hash(path: Path, published: PublishedWeights | None) -> str:
@@ -91,59 +113,54 @@ def _hash(path: Path, published: PublishedWeights | None) -> str:
     return sha256
 
 
-def _identify(shapes: Shapes, asked: Architecture | None, path: Path) -> Architecture:
-    found = infer(shapes)
-    if asked is None:
-        if found is None:
-            raise CheckpointError(
-                f"{path} is of no known architecture ({len(shapes)} tensors; {describe_structure(shapes)}); "
-                "give a ResNet checkpoint with torchvision's names"
-            )
-        return found
-    if found is not None and found != asked:
-        raise CheckpointError(
-            f"{path} holds {found.name}, but {asked.name} was asked for; leave the architecture out, or "
-            f"give a checkpoint of {asked.name}"
-        )
-    return asked
-
-
-def _count_classes(shapes: Shapes, asked: int | None, path: Path) -> int:
-    shape = shapes.get("fc.weight", ())
-    if len(shape) != 2 or shape[0] < 1:
-        # No classifier: the comparison of all keys will say so, against what it should have been.
-        return asked or 1000
-    if asked is not None and asked != shape[0]:
-        raise CheckpointError(
-            f"the classifier in {path} has {shape[0]} classes, but {asked} were asked for; leave the number "
-            f"out, or give a checkpoint with {asked} classes"
-        )
-    return shape[0]
-
-
-def _to_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.endswith(".num_batches_tracked"):
-            result[name] = tensor.to(torch.int64)
+def _convert(tensors: Mapping[str, Tensor], match: Match, path: Path) -> dict[str, Tensor]:
+    """Return the state dict of the reference network: kernels transposed, biases of convolutions in their norms."""
+    values: dict[str, Tensor] = {}
+    for name, key in match.names.items():
+        if name.endswith("num_batches_tracked"):
+            values[name] = tensors[key].to(torch.int64).reshape(())
             continue
-        if not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{name} in {path} is {tensor.dtype}, expected floating point; save the float model"
-            )
-        value = tensor.to(torch.float32)
-        if not torch.isfinite(value).all():
-            raise CheckpointError(
-                f"{name} in {path} has values that are NaN, infinite or beyond float32; the training diverged "
-                "or the file is damaged: give another checkpoint"
-            )
+        value = _float32(tensors[key], key, path)
         if name.endswith(".running_var") and (value < 0).any():
             raise CheckpointError(
-                f"{name} in {path} has negative variances; the file is damaged: give another checkpoint"
+                f"{key} in {path} has negative variances; the file is damaged: give another checkpoint"
             )
-        result[name] = value
-    for name in tensors:
-        if name.endswith(".running_var"):
-            counter = name.removesuffix("running_var") + "num_batches_tracked"
-            result.setdefault(counter, torch.tensor(0))
-    return result
+        if name.endswith(".kernel"):
+            name, value = name.removesuffix("kernel") + "weight", value.permute(3, 2, 0, 1)
+        elif "kernel" in key:
+            value = value.T  # a Keras Dense is [features, classes]
+        values[name] = value
+    with torch.no_grad():
+        for conv, norm in match.biased.items():
+            bias = values.pop(f"{conv}.bias")
+            if match.folded:
+                values |= {
+                    f"{norm}.weight": torch.ones_like(bias),
+                    f"{norm}.bias": bias,
+                    f"{norm}.running_mean": torch.zeros_like(bias),
+                    f"{norm}.running_var": torch.full_like(bias, 1 - _NORM_EPSILON),
+                }
+            else:
+                values[f"{norm}.running_mean"] = values[f"{norm}.running_mean"] - bias
+    weight, _ = match.head
+    if match.row.preact:
+        values[weight] = values[weight].reshape(match.num_classes, -1, 1, 1)
+    else:
+        values[weight] = values[weight].flatten(1)
+    for name in [name for name in values if name.endswith(".running_var")]:
+        values.setdefault(name.removesuffix("running_var") + "num_batches_tracked", torch.tensor(0))
+    return {name: value.contiguous() for name, value in values.items()}
+
+
+def _float32(tensor: Tensor, name: str, path: Path) -> Tensor:
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{name} in {path} is {tensor.dtype}, expected floating point; save the float model"
+        )
+    value = tensor.to(torch.float32)
+    if not torch.isfinite(value).all():
+        raise CheckpointError(
+            f"{name} in {path} has values that are NaN, infinite or beyond float32; the training diverged "
+            "or the file is damaged: give another checkpoint"
+        )
+    return value

@@ -9,9 +9,10 @@ from torch import nn
 
 from resnet_export.exporter.models.checkpoint import Checkpoint, load_weights
 from resnet_export.exporter.models.labels import default_labels, read_labels
+from resnet_export.exporter.models.metadata import class_names
 from resnet_export.exporter.models.photographs import photographs
 from resnet_export.exporter.models.preprocessing import assumed, choose_preprocessing, usual_preprocessing
-from resnet_export.exporter.models.resnet import ResNet, build, initialize
+from resnet_export.exporter.models.resnet import build, initialize
 from resnet_export.exporter.models.weight_source import locate
 from resnet_export.exporter.models.zoo import Architecture
 from resnet_export.exporter.spec import ModelSpec
@@ -51,16 +52,21 @@ def load_classifier(spec: ModelSpec, progress: Progress = silent) -> Classifier:
     source = locate(spec)
     if spec.labels is not None:
         read_labels(spec.labels, spec.num_classes)
-    preprocessing = choose_preprocessing(spec, source.published)
-    if source.architecture is not None and source.file is None and source.published is None:
-        return _untrained(spec, source.architecture, preprocessing, progress)
-    return _trained(spec, load_weights(spec, progress), preprocessing)
+    row = source.architecture
+    if row is not None and source.file is None and source.published is None:
+        return _untrained(spec, row, choose_preprocessing(spec, None, size=row.image_size), progress)
+    choose_preprocessing(spec, source.published)  # refuse what cannot be before anything is read
+    checkpoint = load_weights(spec, progress)
+    preprocessing = choose_preprocessing(
+        spec, source.published, checkpoint.in_channels, checkpoint.architecture.image_size
+    )
+    return _trained(spec, checkpoint, preprocessing)
 
 
 def _untrained(
     spec: ModelSpec, architecture: Architecture, preprocessing: Preprocessing, progress: Progress
 ) -> Classifier:
-    num_classes = 1000 if spec.num_classes is None else spec.num_classes
+    num_classes = architecture.num_classes if spec.num_classes is None else spec.num_classes
     labels = default_labels(num_classes) if spec.labels is None else read_labels(spec.labels, num_classes)
     height, width = (min(side, _STATISTICS_SIZE) for side in preprocessing.size)
     channels = preprocessing.channels
@@ -83,15 +89,19 @@ def _untrained(
 def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessing) -> Classifier:
     architecture, num_classes = checkpoint.architecture, checkpoint.num_classes
     notices = checkpoint.notices
+    named = class_names(checkpoint.values, num_classes)
     if spec.labels is not None:
         labels = read_labels(spec.labels, num_classes)
+    elif named is not None:
+        labels = named
+        notices += (f"the labels are those in the checkpoint: {labels[0]}, …, {labels[-1]}",)
     else:
         labels = default_labels(num_classes)
         if num_classes == 1000 and checkpoint.published is None:
             notices += ("no labels were given: ImageNet's are used, because the network has 1000 classes",)
     if checkpoint.published is None:
         notices += assumed(spec, preprocessing)
-    module = build(architecture, num_classes)
+    module = build(architecture, num_classes, checkpoint.in_channels)
     module.load_state_dict(checkpoint.state_dict, strict=True)
     return Classifier(
         module=module,
@@ -103,7 +113,7 @@ def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessi
 
 
 def _describe(
-    module: ResNet, architecture: Architecture, num_classes: int, weights: WeightsInfo
+    module: nn.Module, architecture: Architecture, num_classes: int, weights: WeightsInfo
 ) -> ModelInfo:
     return ModelInfo(
         arch=architecture.name,

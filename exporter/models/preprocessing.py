@@ -26,7 +26,7 @@ def usual_preprocessing(channels: int) -> Preprocessing:
 
 
 def choose_preprocessing(
-    spec: ModelSpec, published: PublishedWeights | None, channels: int | None = None
+    spec: ModelSpec, published: PublishedWeights | None, channels: int | None = None, size: int = _CROP
 ) -> Preprocessing:
     """Return the preprocessing of a bundle.
 
@@ -39,11 +39,12 @@ def choose_preprocessing(
         spec: the request.
         published: the published weights that are asked for.
         channels: the network's input channels, where its weights say so; they are held to `spec.input_channels`.
+        size: height and width that the network was designed for, where the request has none.
 
     Raises RequestError for values that cannot be.
     """
     count = _channels(spec, channels)
-    crop = _collapsed(spec.image_size)
+    crop = _collapsed(size if spec.image_size is None else spec.image_size)
     shorter, of = (_RESIZE, _CROP) if published is None else (published.resize, published.crop)
     resize = spec.resize
     if resize is None:

@@ -1,79 +1,168 @@
-"""From the bytes of a checkpoint to named tensors, without running what the file says.
+"""From the bytes of a checkpoint to named tensors and what stands beside them, without running what the file says.
 
 The format is told by content: a zip archive or an old-style pickle of `torch.save`, or safetensors. A pickle
-is only ever read by PyTorch's restricted unpickler (`weights_only=True`), which builds tensors and plain
-containers and refuses everything else.
+is only ever read by PyTorch's restricted unpickler (`weights_only=True`), which builds tensors and plain values:
+numbers, text, containers, NumPy arrays, paths and dates. It refuses everything else.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
+import pathlib
 import re
+import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from resnet_export.exporter.models.file_kind import name_kind
 from resnet_export.runtime.errors import CheckpointError
 
-__all__ = ["StateDict", "read_state_dict"]
+__all__ = ["CheckpointFile", "TensorSet", "choose_set", "read_checkpoint", "require_dense"]
 
-# In order of preference where a checkpoint has several.
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "model_ema")
-_WRAPPERS = frozenset({"module", "model", "backbone"})
-_COMPILED = "_orig_mod"
-# How many models an averaged one (torch.optim.swa_utils.AveragedModel) is the average of: not a parameter.
-_BOOKKEEPING = frozenset({"n_averaged"})
+# Where a state dict usually is, most usual first; "" is the top level.
+_USUAL = ("state_dict", "model", "model_state_dict", "", "module", "net", "network", "weights", "params")
+# Averaged weights: taken when there are no others, and named when there are.
+_AVERAGED = re.compile(r"ema|averag|swa|shadow", re.IGNORECASE)
+# What training keeps of each parameter, and no network has.
+_TRAINING = re.compile(r"optim|sched|scaler|callback|loops|rng|momentum|exp_avg", re.IGNORECASE)
 
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
-_DEEPEST = 8
+_DEEPEST = 6
+_HEAD = 512
 
 
-@dataclass(frozen=True)
-class StateDict:
-    """Dense tensors by the name that torchvision gives them, in the file's order, shapes and dtypes.
+@dataclass(frozen=True, eq=False)
+class TensorSet:
+    """A mapping in a checkpoint that holds tensors.
 
-    `notices` says what of the file was not used.
+    `place` is where it stands ("state_dict", "model.net"; "" is the top level); `tensors` have the names, shapes and
+    dtypes of the file.
     """
 
+    place: str
     tensors: Mapping[str, Tensor]
-    notices: tuple[str, ...] = ()
 
 
-def read_state_dict(path: Path) -> StateDict:
+@dataclass(frozen=True, eq=False)
+class CheckpointFile:
+    """What a checkpoint holds: sets of tensors, and other values by where they stand ("args", "meta.CLASSES")."""
+
+    sets: tuple[TensorSet, ...]
+    values: Mapping[str, Any]
+
+
+def read_checkpoint(path: Path) -> CheckpointFile:
     """Read the checkpoint at `path`.
 
-    The state dict may stand at top level or under `state_dict`, `model`, `model_state_dict` or `model_ema`, and
-    its names may carry the prefixes that DataParallel (`module.`), torch.compile (`_orig_mod.`) and common
-    wrappers (`model.`, `backbone.`) leave, in any nesting.
-
-    Raises CheckpointError when the file cannot be read, is neither format, is damaged, wants to run code, or
-    holds no state dict of dense tensors.
+    Raises CheckpointError when the file cannot be read, is of another kind, is damaged, wants to run code, or
+    holds no named tensors.
     """
     loaded = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    found, notices = _unwrap(loaded, path)
-    return StateDict(_rename(found, path), notices)
+    sets: list[TensorSet] = []
+    values: dict[str, Any] = {}
+    if isinstance(loaded, Mapping):
+        for place, mapping in _mappings(loaded):
+            tensors = {key: value for key, value in mapping.items() if isinstance(value, Tensor)}
+            if tensors:
+                sets.append(TensorSet(place, {str(key): value for key, value in tensors.items()}))
+            values |= {
+                f"{place}.{key}" if place else str(key): value
+                for key, value in mapping.items()
+                if not isinstance(value, Tensor)
+            }
+    if not sets:
+        raise CheckpointError(
+            f"{path} holds {_describe(loaded)}, expected a state dict of tensors by name, at top level or in a "
+            "container such as state_dict or model; save model.state_dict()"
+        )
+    return CheckpointFile(tuple(sets), values)
+
+
+def choose_set(file: CheckpointFile, path: Path, key: str | None) -> tuple[TensorSet, tuple[str, ...], str]:
+    """Return the set of tensors to take, notices of the others, and the prefix that `key` asks for within it.
+
+    `key` names a place in the file, or the prefix of one of several networks in one set. Without it the most usual
+    place is taken, plain weights before averaged ones. Raises CheckpointError when `key` is not there, or nothing
+    tells which of several sets is meant.
+    """
+    sets = [one for one in file.sets if not _TRAINING.search(one.place)] or list(file.sets)
+    # A network has many tensors; what is saved beside it (a loss weight, a mean) has few.
+    most = max(len(one.tensors) for one in sets)
+    large = [one for one in sets if 2 * len(one.tensors) >= most]
+    if key is not None:
+        wanted = key.rstrip(".")
+        for one in file.sets:
+            if one.place == wanted:
+                return one, (), ""
+        for one in sorted(large, key=_rank):
+            if any(name.startswith(f"{wanted}.") for name in one.tensors):
+                return one, (), f"{wanted}."
+        raise CheckpointError(
+            f"{path} has nothing under {key!r}; there is {_places(sets)}: give one of these with --checkpoint-key"
+        )
+    ranked = sorted(large, key=_rank)
+    chosen, others = ranked[0], ranked[1:]
+    if others and _rank(chosen)[1] == len(_USUAL) and any(_rank(one) == _rank(chosen) for one in others):
+        raise CheckpointError(
+            f"{path} holds several sets of weights, {_places(ranked)}, and nothing tells which is meant; "
+            "choose one with --checkpoint-key"
+        )
+    notices = tuple(
+        f"{path.name} also holds {one.place or 'tensors at top level'!r}, which was not used; the weights are those "
+        f"under {chosen.place or 'the top level'!r}, --checkpoint-key {one.place} takes the others"
+        for one in others
+    )
+    return chosen, notices, ""
+
+
+def _rank(one: TensorSet) -> tuple[bool, int]:
+    last = one.place.rpartition(".")[2]
+    usual = _USUAL.index(last) if last in _USUAL else len(_USUAL)
+    return _AVERAGED.search(one.place) is not None, usual
+
+
+def _places(sets: list[TensorSet]) -> str:
+    return ", ".join(f"{one.place!r} ({len(one.tensors)} tensors)" for one in sets[:8])
+
+
+def _mappings(
+    loaded: Mapping[Any, Any], place: str = "", depth: int = 0
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    yield place, loaded
+    if depth < _DEEPEST:
+        for key, value in loaded.items():
+            if isinstance(value, argparse.Namespace | types.SimpleNamespace):
+                value = vars(value)
+            if isinstance(value, Mapping) and isinstance(key, str):
+                yield from _mappings(value, f"{place}.{key}" if place else key, depth + 1)
 
 
 def _is_safetensors(path: Path) -> bool:
     """Look at the first bytes; raise CheckpointError when they belong to no checkpoint."""
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            head = file.read(_HEAD)
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
+    kind = name_kind(path, head)
+    if kind is not None:
+        raise CheckpointError(f"{path} {kind}")
     if head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive; a pickle of protocol 2 or later
         return False
     if head[8:9] == b"{" or path.suffix == ".safetensors":  # eight bytes of header size, then JSON
         return True
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the checkpoint itself; run 'git lfs pull'")
     raise CheckpointError(
         f"{path} is not a checkpoint: it begins with {head[:8]!r}, which is neither torch.save's format nor "
         "safetensors; give a .pth, .pt or .safetensors file"
@@ -82,11 +171,62 @@ def _is_safetensors(path: Path) -> bool:
 
 def _read_safetensors(path: Path) -> object:
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load(path.read_bytes())  # by content: its own opening takes only UTF-8 paths
     except Exception as error:  # A parser that meets a damaged file raises whatever it stumbles over.
         raise CheckpointError(
             f"{path} is no whole safetensors file ({_first_line(error)}); copy or save it again"
         ) from error
+
+
+def _plain_types() -> list[Any]:
+    """What training scripts save beside the weights: values whose making runs nothing but their own constructors."""
+    scalar = np.float64(0).__reduce__()[0]
+    array = np.zeros(0).__reduce__()[0]
+    pure = [
+        (pathlib.PurePosixPath, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "Path", "PurePath")
+    ] + [
+        (pathlib.PureWindowsPath, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("WindowsPath", "PureWindowsPath")
+    ]
+    numpy_functions = [
+        (function, f"{module}.multiarray.{name}")
+        for module in ("numpy.core", "numpy._core")
+        for function, name in ((scalar, "scalar"), (array, "_reconstruct"))
+    ]
+    numpy_types = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDSUMm"}]
+    containers = [
+        collections.defaultdict,
+        collections.deque,
+        collections.Counter,
+        list,
+        dict,
+        set,
+        frozenset,
+        tuple,
+    ]
+    scalars = [int, float, bool, str, bytes, complex, slice, range, bytearray]
+    dates = [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
+    return [
+        argparse.Namespace,
+        types.SimpleNamespace,
+        *pure,
+        *numpy_functions,
+        *numpy_types,
+        *containers,
+        *scalars,
+        *dates,
+        (_encode, "_codecs.encode"),
+    ]
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """What pickles of Python 2 and protocol 2 call to make bytes, for that encoding alone."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes in the encoding {encoding}")
+    return text.encode(encoding)
 
 
 def _read_torch(path: Path) -> object:
@@ -94,18 +234,25 @@ def _read_torch(path: Path) -> object:
         with (
             path.open("rb") as file,
             warnings.catch_warnings(),
-            # Training scripts save their arguments beside the weights; a Namespace holds data only.
-            torch.serialization.safe_globals([argparse.Namespace]),
+            torch.serialization.safe_globals(_plain_types()),
         ):
             # The restricted unpickler raises on an instruction that it does not know; no need to warn before.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            warnings.simplefilter("ignore")
             # Mapped, an archive costs no memory for what is not used of it, such as the optimizer's state. Only
-            # archives can be mapped, and by path; there torch.load looks at the suffix before the content.
-            mapped = file.read(2) == b"PK" and path.suffix != ".safetensors"
+            # archives can be mapped, and by a path in UTF-8; there torch.load looks at the suffix before the content.
+            mapped = file.read(2) == b"PK" and path.suffix != ".safetensors" and _is_utf8(path)
             file.seek(0)
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # A parser that meets a damaged file raises whatever it stumbles over.
         raise CheckpointError(f"{path} {_refusal(str(error))}") from error
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refusal(reason: str) -> str:
@@ -126,69 +273,17 @@ def _refusal(reason: str) -> str:
     return "is not a checkpoint of torch.save, or it is truncated or damaged; copy or save it again"
 
 
-def _unwrap(loaded: object, path: Path) -> tuple[Mapping[object, object], tuple[str, ...]]:
-    """Return the mapping that holds the tensors, and a notice for each other one that could have been meant."""
-    notices: tuple[str, ...] = ()
-    for _ in range(_DEEPEST):
-        if not isinstance(loaded, Mapping):
-            break
-        holders = [name for name in _CONTAINERS if _holds_tensors(loaded.get(name), _DEEPEST)]
-        if not holders:
-            if _holds_tensors(loaded, 0):
-                return loaded, notices
-            break
-        notices += tuple(
-            f"{path.name} also holds {other!r}, which was not used; the weights are those under {holders[0]!r}"
-            for other in holders[1:]
-        )
-        loaded = loaded[holders[0]]
-    places = ", ".join(_CONTAINERS)
-    raise CheckpointError(
-        f"{path} holds {_describe(loaded)}, expected a state dict of tensors at top level or under {places}; "
-        "save model.state_dict()"
-    )
-
-
-def _holds_tensors(value: object, depth: int) -> bool:
-    """Whether `value` is a mapping with a tensor in it, or in a container at most `depth` levels below."""
-    if not isinstance(value, Mapping):
-        return False
-    if any(isinstance(item, Tensor) for item in value.values()):
-        return True
-    return depth > 0 and any(_holds_tensors(value.get(name), depth - 1) for name in _CONTAINERS)
-
-
-def _rename(found: Mapping[object, object], path: Path) -> dict[str, Tensor]:
+def require_dense(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the tensors, detached. Raises CheckpointError for one that is quantized, sparse or without data."""
     tensors: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
-    for key, value in found.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"the state dict in {path} has a {type(value).__name__} under {key!r}, expected only tensors by "
-                "name; save model.state_dict()"
-            )
-        name = _plain_name(key)
-        if name in _BOOKKEEPING:
-            continue
-        if name in tensors:
-            raise CheckpointError(
-                f"{path} has both {origin[name]!r} and {key!r}, which are the same parameter without their "
-                "prefixes; save one model alone"
-            )
+    for name, value in found.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = "quantized" if value.is_quantized else "without data" if value.is_meta else "sparse"
             raise CheckpointError(
-                f"{key!r} in {path} is {kind}, expected a dense tensor; save the float model"
+                f"{name!r} in {path} is {kind}, expected a dense tensor; save the float model"
             )
-        tensors[name], origin[name] = value, key
+        tensors[name] = value.detach()
     return tensors
-
-
-def _plain_name(key: str) -> str:
-    """Drop `_orig_mod` wherever it stands (parts can be compiled alone) and wrappers from the front."""
-    parts = [part for part in key.split(".") if part != _COMPILED]
-    start = next((index for index, part in enumerate(parts) if part not in _WRAPPERS), len(parts))
-    return ".".join(parts[start:])
 
 
 def _describe(value: object) -> str:

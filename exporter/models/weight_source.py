@@ -12,7 +12,7 @@ from resnet_export.exporter.models.zoo import ZOO, Architecture, PublishedWeight
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.errors import CheckpointError, RequestError
 
-__all__ = ["Source", "locate", "sha256_of"]
+__all__ = ["Source", "locate", "printable", "sha256_of"]
 
 # torchvision's names, with or without the class that holds them: "ResNet50_Weights.IMAGENET1K_V2".
 _PUBLISHED = re.compile(
@@ -41,7 +41,8 @@ def locate(spec: ModelSpec) -> Source:
     """
     if spec.num_classes is not None and spec.num_classes < 1:
         raise RequestError(f"the number of classes is {spec.num_classes}, expected at least 1")
-    if min(spec.image_size if isinstance(spec.image_size, tuple) else (spec.image_size,)) < _STRIDE:
+    size = _STRIDE if spec.image_size is None else spec.image_size
+    if min(size if isinstance(size, tuple) else (size,)) < _STRIDE:
         raise RequestError(
             f"the image size is {spec.image_size}, expected at least {_STRIDE}, the network's total stride"
         )
@@ -59,7 +60,7 @@ def _published(spec: ModelSpec, holder: str | None, name: str) -> Source:
         chosen = architecture(spec.depth, spec.arch)
     else:
         if holder.lower() not in ZOO:
-            known = ", ".join(f"{one.title}_Weights" for one in ZOO.values())
+            known = ", ".join(f"{one.title}_Weights" for one in ZOO.values() if one.title)
             raise RequestError(f"there are no weights {spec.weights!r}; choose one of {known}")
         chosen = ZOO[holder.lower()]
         if (spec.depth, spec.arch) != (None, None) and architecture(spec.depth, spec.arch) != chosen:
@@ -70,6 +71,11 @@ def _published(spec: ModelSpec, holder: str | None, name: str) -> Source:
     if spec.num_classes not in (None, 1000):
         raise RequestError(
             f"{spec.weights} have 1000 classes, but {spec.num_classes} were asked for; leave the number out"
+        )
+    if not chosen.weights:
+        have = ", ".join(row.name for row in ZOO.values() if row.weights)
+        raise RequestError(
+            f"there are no published weights of {chosen.name} that could be fetched, only of {have}; give a checkpoint"
         )
     if name.lower() in ("imagenet", "default"):
         return Source(chosen, published=chosen.weights[-1])
@@ -82,6 +88,8 @@ def _published(spec: ModelSpec, holder: str | None, name: str) -> Source:
 
 def _checked(path: Path) -> Path:
     wanted = "give a .pth, .pt or .safetensors file, or 'imagenet'"
+    if not path.exists():
+        _refuse_address(str(path))
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, expected a checkpoint; {wanted}")
     try:
@@ -92,6 +100,31 @@ def _checked(path: Path) -> Path:
     if size == 0 and path.is_file():
         raise CheckpointError(f"the checkpoint {path} is empty (0 bytes); copy or save it again")
     return path
+
+
+def _refuse_address(text: str) -> None:
+    """Raise RequestError for what is an address or a name in a hub, and no path."""
+    if re.match(r"[a-z][a-z0-9+.-]*:/", text, re.IGNORECASE):
+        raise RequestError(
+            f"{text} is a URL, and nothing is downloaded from one; fetch the file and give its path"
+        )
+    if re.match(r"hf[-_]hub:", text):
+        name = text.partition(":")[2]
+        raise RequestError(f"{text} is a name in the Hugging Face hub; write it as hf:{name}")
+    if re.fullmatch(r"[\w-]+/[\w.-]+", text) and Path(text).suffix not in (
+        ".pth",
+        ".pt",
+        ".safetensors",
+        ".ckpt",
+    ):
+        raise RequestError(
+            f"there is no file {text}; if it is a name in the Hugging Face hub, write hf:{text} to download it"
+        )
+
+
+def printable(text: str) -> str:
+    """Return a file's name as text that can be written: bytes that are not UTF-8 become escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def sha256_of(path: Path) -> str:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from resnet_export.exporter.models.zoo import ZOO
+
 # An import of a name that is None in sys.modules fails as if the package were missing.
 _HIDE = """
 import sys
@@ -26,13 +28,8 @@ def run_without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_models_lists_the_zoo() -> None:
     done = run_without_torch("models", "--json")
     assert done.returncode == 0, done.stderr
-    assert [row["name"] for row in json.loads(done.stdout)] == [
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "resnet152",
-    ]
+    assert [row["name"] for row in json.loads(done.stdout)] == list(ZOO)
+    assert all(row["multiply_adds"] > 0 for row in json.loads(done.stdout))
 
 
 def test_inspect_shows_the_bundle_and_what_would_run(resnet18_bundle: Path) -> None:

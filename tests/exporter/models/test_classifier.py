@@ -15,6 +15,7 @@ from resnet_export.exporter.models.classifier import load_classifier
 from resnet_export.exporter.models.labels import imagenet_labels
 from resnet_export.exporter.models.resnet import build
 from resnet_export.exporter.models.zoo import ZOO
+from resnet_export.exporter.models.zoo_facts import read_facts
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import Preprocessing, WeightsInfo
 from resnet_export.runtime.errors import RequestError
@@ -24,7 +25,7 @@ def test_without_weights_the_network_is_seeded_and_says_so() -> None:
     network = load_classifier(ModelSpec(depth=18, image_size=32, seed=5))
     assert network.info.weights == WeightsInfo(source="untrained", name="untrained", seed=5)
     assert (network.info.arch, network.info.num_classes) == ("resnet18", 1000)
-    assert network.info.parameters == ZOO["resnet18"].parameters
+    assert network.info.parameters == read_facts()["resnet18"].parameters
     assert network.labels == imagenet_labels()
     (notice,) = network.notices
     assert "untrained" in notice
@@ -42,7 +43,7 @@ def test_a_checkpoint_is_in_the_network_and_in_its_description(tmp_path: Path) -
     assert torch.equal(network.module.fc.bias, torch.arange(4.0))
     assert network.info.weights.source == "file"
     assert network.info.weights.seed is None
-    assert network.info.parameters == ZOO["resnet18"].parameters - 996 * 513
+    assert network.info.parameters == read_facts()["resnet18"].parameters - 996 * 513
     assert network.labels == ("a", "b", "c", "d")
     notice, _ = network.notices
     assert "'model_ema'" in notice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from resnet_export.exporter.models.photographs import photographs
-from resnet_export.exporter.models.resnet import BasicBlock, Bottleneck, ResNet, build, initialize
+from resnet_export.exporter.models.resnet import Block, ResNet, build, initialize
 from resnet_export.exporter.models.zoo import ZOO, Architecture
+from resnet_export.exporter.models.zoo_facts import read_facts
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize
 from tests.natural_crops import natural_crops
+
+FACTS = read_facts()
 
 
 def _normalized(images: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
@@ -32,33 +36,107 @@ def _relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_the_network_is_torchvisions(torchvision: ModuleType, name: str) -> None:
-    ours = _untrained(ZOO[name], size=32)
+def _randomize(state: dict[str, Tensor]) -> None:
+    """Random statistics and biases: those of a fresh network are zero or one, and would hide a swap."""
     generator = torch.Generator().manual_seed(1)
-    for module in ours.modules():
-        if isinstance(module, nn.BatchNorm2d):  # untrained biases are zero, and would hide a swap
-            nn.init.normal_(module.bias, std=0.1, generator=generator)
-    with torch.device("meta"):  # spares the random numbers of its constructor
-        theirs = torchvision.models.get_model(name, weights=None).eval()
-    theirs.to_empty(device="cpu").load_state_dict(ours.state_dict(), strict=True)
-    back = build(ZOO[name])
-    back.load_state_dict(theirs.state_dict(), strict=True)
+    for key, value in state.items():
+        if key.endswith(("running_mean", "bias")):
+            value.normal_(std=0.1, generator=generator)
+        elif key.endswith("running_var"):
+            value.uniform_(0.5, 1.5, generator=generator)
+        elif value.ndim == 1:
+            value.uniform_(0.2, 0.4, generator=generator)
+        elif value.ndim > 1:
+            value.normal_(std=(2 / value[0].numel()) ** 0.5, generator=generator)
 
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert {key for key, _ in ours.named_modules()} == {key for key, _ in theirs.named_modules()}
-    assert sum(parameter.numel() for parameter in ours.parameters()) == ZOO[name].parameters
-    images = _normalized(natural_crops(2, 192, seed=5))
+
+def _assert_same(theirs: nn.Module, name: str, size: int) -> None:
+    state = theirs.eval().state_dict()
+    _randomize(state)
+    ours = build(ZOO[name])
+    ours.load_state_dict(state, strict=True)
+    assert set(ours.state_dict()) == set(state)
+    parameters = sum(parameter.numel() for parameter in theirs.parameters())
+    assert parameters == FACTS[name].parameters == sum(p.numel() for p in ours.parameters())
+    images = _normalized(natural_crops(2, size, seed=5))
     with torch.inference_mode():
-        expected = theirs(images)
-        assert _relative_error(ours(images), expected) <= 1e-5
-        assert _relative_error(back(images), expected) <= 1e-5
+        assert _relative_error(ours(images), theirs(images)) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet152"])
+def _torchvisions(torchvision: ModuleType, name: str) -> nn.Module:
+    with torch.device("meta"):  # spares the random numbers of its constructor
+        network: nn.Module = torchvision.models.get_model(name, weights=None)
+    return network.to_empty(device="cpu")
+
+
+SAMPLE = ["resnet18", "resnet50", "resnext50_32x4d"]
+TIMM_SAMPLE = ["resnetv2_18", "seresnet18", "resnet50d"]
+OF_TORCHVISION = [row.name for row in ZOO.values() if row.weights]
+OF_TIMM = [
+    row.name
+    for row in ZOO.values()
+    if row.image_size == 224 and not row.stride_in_1x1 and row.shortcut != "none"
+]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_network_is_torchvisions(torchvision: ModuleType, name: str) -> None:
+    theirs = _torchvisions(torchvision, name)
+    _assert_same(theirs, name, size=96)
+    assert {key for key, _ in build(ZOO[name]).named_modules()} == {key for key, _ in theirs.named_modules()}
+
+
+@pytest.mark.parametrize("name", TIMM_SAMPLE)
+def test_the_network_is_timms(timm: ModuleType, name: str) -> None:
+    _assert_same(timm.create_model(name), name, size=96)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_TORCHVISION)
+def test_every_network_that_torchvision_has_is_the_same(torchvision: ModuleType, name: str) -> None:
+    _assert_same(_torchvisions(torchvision, name), name, size=192)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_TIMM)
+def test_every_network_that_timm_has_is_the_same(timm: ModuleType, name: str) -> None:
+    _assert_same(timm.create_model(name), name, size=192)
+
+
+def test_the_stride_in_the_first_1x1_gives_other_logits_from_the_same_weights() -> None:
+    assert ZOO["resnet50_v1"] == replace(
+        ZOO["resnet50"], name="resnet50_v1", stride_in_1x1=True, title="", weights=()
+    )
+    small = Architecture("small", "bottleneck", (1, 1))
+    state = _untrained(small, size=32).state_dict()
+    published_2015 = build(replace(small, stride_in_1x1=True))
+    published_2015.load_state_dict(state, strict=True)
+    ours = build(small)
+    ours.load_state_dict(state, strict=True)
+    images = _normalized(natural_crops(2, 64, seed=5))
+    assert published_2015.layer2[0].conv1.stride == (2, 2)
+    with torch.inference_mode():
+        assert _relative_error(published_2015(images), ours(images)) > 0.01
+
+
+ROUNDING_SAMPLE = ["resnet18", "resnet152", "plain34", "resnetv2_18", "seresnet18", "resnet18d", "resnet110"]
+
+
+@pytest.mark.parametrize("name", ROUNDING_SAMPLE)
 def test_an_untrained_network_loses_little_to_rounding(name: str) -> None:
-    network = _untrained(ZOO[name], size=64)
-    images = _normalized(natural_crops(4, 64, seed=1))
+    _assert_rounds_well(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_every_untrained_network_loses_little_to_rounding(name: str) -> None:
+    _assert_rounds_well(name)
+
+
+def _assert_rounds_well(name: str) -> None:
+    size = min(64, ZOO[name].image_size)
+    network = _untrained(ZOO[name], size=size)
+    images = _normalized(natural_crops(4, size, seed=1))
     with torch.inference_mode():
         single = network(images)
         double = network.double()(images.double())
@@ -93,7 +171,7 @@ def test_untrained_parameters_follow_he_and_the_block_gain() -> None:
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
             assert float(module.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
-        if isinstance(module, BasicBlock | Bottleneck):
+        if isinstance(module, Block):
             assert torch.equal(module.last_norm.weight, torch.full_like(module.last_norm.weight, 16**-0.5))
     assert torch.equal(network.bn1.weight, torch.ones(64))
 
