@@ -27,7 +27,7 @@ from resnet_export.exporter.graph.metadata import finish
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.models.classifier import Classifier, load_classifier
-from resnet_export.exporter.models.module import load_module
+from resnet_export.exporter.models.sources import is_other, load_other
 from resnet_export.exporter.parity.check import check_parity
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
@@ -143,7 +143,7 @@ def prepare(
     place = folder_name(model) if out is None else out
     if place is not None:
         check_output(place, force=spec.force)  # before a download
-    net = load_classifier(model, progress) if model.module is None else load_module(model)
+    net = load_other(model) if is_other(model) else load_classifier(model, progress)
     place = net.info.arch if place is None else place
     needed = bytes_needed(net.info, spec, engines)
     return Job(spec, model.seed, Path(place), net, engines, needed)

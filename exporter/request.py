@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 from resnet_export.exporter.engine.targets import EnginePlan
 from resnet_export.exporter.models.weight_source import locate
@@ -35,7 +36,9 @@ def check_request(model: ModelSpec, spec: ExportSpec) -> None:
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed{why}; "
             f"run: pip install -c constraints.txt 'resnet-export[{extras}]'"
         )
-    named = [name for name in ("depth", "arch", "weights") if getattr(model, name) is not None]
+    named = [name for name in ("depth", "arch", "model", "weights") if getattr(model, name) is not None]
+    if model.model is not None and named != ["model"]:
+        raise RequestError(f"--model is a whole network, and {', '.join(named)} were given; give it alone")
     if model.module is not None and named:
         raise RequestError(f"a module is at hand, and {named[0]} names another network; give one of them")
     if not named and model.module is None:
@@ -72,6 +75,10 @@ def folder_name(model: ModelSpec) -> str | None:
     """
     if model.module is not None:
         return type(model.module).__name__.lower()
+    if model.model is not None:
+        return Path(model.model.rpartition(":")[2]).stem
+    if model.arch is not None and ":" in model.arch:
+        return model.arch.rpartition(":")[2].partition(".")[0]
     architecture = locate(model).architecture
     return None if architecture is None else architecture.name
 

@@ -29,7 +29,9 @@ class ModelSpec:
     ("state_dict_ema", or the prefix of one of several networks); `key_map` is a file that says what the network calls
     its tensors.
 
-    `module` is the network itself, an nn.Module at hand, in place of `depth`, `arch` and `weights`.
+    `arch` may name a network of a library, "timm:NAME" or "torchvision:NAME"; `model` is a factory of one's own,
+    "package.module:function" with the arguments `model_args` ("key=value"), or a program of torch.export, "net.pt2".
+    A factory is code, and runs as such. `module` is the network itself, an nn.Module at hand, in place of these.
 
     An image becomes input by decoding it to `input_channels` (1: grayscale, 3: RGB, 4: RGBA), resizing its shorter
     side to `resize` pixels, or both sides to `resize` (height, width), with the filter `interpolation`, cutting the
@@ -40,6 +42,8 @@ class ModelSpec:
 
     depth: int | None = None
     arch: str | None = None
+    model: str | None = None
+    model_args: tuple[str, ...] = ()
     weights: str | None = None
     checkpoint_key: str | None = None
     key_map: Path | None = None

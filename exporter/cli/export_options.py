@@ -157,7 +157,23 @@ def _precision_flags() -> list[Callable[[Command], Command]]:
 
 OPTIONS = [
     _spec("depth", type=click.Choice([18, 34, 50, 101, 152]), help="Depth of the ResNet."),
-    _spec("arch", metavar="NAME", help="Architecture by name; see `resnet-export models`."),
+    _spec(
+        "arch",
+        metavar="NAME",
+        help="Architecture by name, see `resnet-export models`, or one of a library: `timm:NAME`, `torchvision:NAME`.",
+    ),
+    _spec(
+        "model",
+        metavar="MODULE:FACTORY|FILE.pt2",
+        help="A network of your own: a function that returns an nn.Module (it is imported and run as code), or a "
+        "program of torch.export.",
+    ),
+    _spec(
+        "model_args",
+        type=CommaList(),
+        metavar="KEY=VALUE,…",
+        help="Arguments of the factory.",
+    ),
     _spec(
         "weights",
         metavar="FILE",
