@@ -27,6 +27,7 @@ from resnet_export.runtime.errors import (
     RequestError,
     SessionClosedError,
 )
+from resnet_export.runtime.kernel_cache import open_cache
 from resnet_export.runtime.open_calls import Gate
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.prediction import Prediction
@@ -259,7 +260,7 @@ def _open(
         if choice is None:
             raise NoBackendError(explain(resolution, request), resolution.trace) from last
         try:
-            backend = _open_choice(path, manifest, choice, request)
+            backend, notes = _open_choice(path, manifest, host, choice, request)
         except BackendError as error:
             if request.backend is not None or request.artifact is not None:
                 if choice.device == "cpu" or request.device is not None:
@@ -268,7 +269,6 @@ def _open(
             failures[choice] = str(error)
             last = error
             continue
-        notes = backend.notes
         if request.threads is not None and choice.device != "cpu":
             notes = (*notes, f"threads={request.threads} has no effect on a GPU")
         opened = msgspec.structs.replace(choice, notes=notes)
@@ -276,9 +276,11 @@ def _open(
 
 
 def _open_choice(
-    path: str | os.PathLike[str], manifest: Manifest, choice: Choice, asked: SessionSpec
-) -> Backend:
+    path: str | os.PathLike[str], manifest: Manifest, host: HostFacts, choice: Choice, asked: SessionSpec
+) -> tuple[Backend, tuple[str, ...]]:
     artifact = manifest.artifact(choice.artifact)
+    route = find_route(choice.backend, choice.provider)
+    cache = open_cache(manifest, artifact, route, choice, host)
     gpu, _, index = choice.device.partition(":")
     request = OpenRequest(
         data=read_artifact(path, artifact),
@@ -291,15 +293,16 @@ def _open_choice(
         device=int(index) if gpu == "gpu" else None,
         threads=asked.threads,
         bundle=locate(path),
+        cache=cache.folder,
     )
-    backend = open_backend(find_route(choice.backend, choice.provider), request)
+    backend = open_backend(route, request)
     if (backend.provider, backend.precision) != (choice.provider, choice.precision):
         backend.close()
         raise BackendError(
             f"{choice.backend} runs {artifact.name!r} with {backend.provider} in {backend.precision}, "
             f"it was asked for {choice.provider} in {choice.precision}"
         )
-    return backend
+    return backend, (*backend.notes, *([cache.note] if cache.note else []))
 
 
 def _with_notes(trace: tuple[Considered, ...], notes: tuple[str, ...]) -> tuple[Considered, ...]:

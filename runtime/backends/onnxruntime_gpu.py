@@ -13,7 +13,6 @@ import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 
 from resnet_export.runtime.backends.onnxruntime import OnnxRuntimeBackend, open_session
 from resnet_export.runtime.backends.protocol import Backend, OpenRequest, native_error
-from resnet_export.runtime.backends.tensorrt_rtx_cache import FOLDER
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import BackendError
 from resnet_export.runtime.precision import Precision
@@ -160,7 +158,7 @@ def _open_tensorrt(request: OpenRequest) -> Backend:
         "trt_int8_enable": "1" if request.precision == Precision.INT8 else "0",
         **_profiles(request, "trt_profile_{}_shapes"),
     }
-    cache, note = _cache_folder(request, "onnxruntime-tensorrt")
+    cache = request.cache
     if cache is not None:
         options |= {
             "trt_engine_cache_enable": "1",
@@ -170,14 +168,13 @@ def _open_tensorrt(request: OpenRequest) -> Backend:
             "trt_timing_cache_path": str(cache),
         }
     session, _, notes = open_session(request, options, _leave_to_provider)
-    return BoundBackend(session, request, (*notes, *note), batch=request.batch)
+    return BoundBackend(session, request, notes, batch=request.batch)
 
 
 def _open_rtx(request: OpenRequest) -> Backend:
-    cache, note = _cache_folder(request, "onnxruntime-tensorrt-rtx")
     options = _profiles(request, "nv_profile_{}_shapes") | {"enable_cuda_graph": "1"}
-    if cache is not None:
-        options["nv_runtime_cache_path"] = str(cache)
+    if request.cache is not None:
+        options["nv_runtime_cache_path"] = str(request.cache)
 
     def add_device(onnxruntime: Any, session_options: Any) -> None:
         plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
@@ -193,7 +190,7 @@ def _open_rtx(request: OpenRequest) -> Backend:
         session_options.add_provider_for_devices([devices[index]], options)
 
     session, _, notes = open_session(request, {}, add_device, plugin=True)
-    return _limited(OnnxRuntimeBackend(session, request, (*notes, *note)), request.batch)
+    return _limited(OnnxRuntimeBackend(session, request, notes), request.batch)
 
 
 def _limited(backend: OnnxRuntimeBackend, batch: BatchRange) -> OnnxRuntimeBackend:
@@ -216,13 +213,3 @@ def _profiles(request: OpenRequest, key: str) -> dict[str, str]:
     batch = request.batch
     sizes = {"min": batch.min, "opt": batch.opt, "max": batch.max}
     return {key.format(name): f"{request.input.name}:{size}x{rest}" for name, size in sizes.items()}
-
-
-def _cache_folder(request: OpenRequest, name: str) -> tuple[Path | None, tuple[str, ...]]:
-    """The folder for compiled engines, and what to say when there cannot be one."""
-    folder = request.bundle / FOLDER / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return None, (f"compiles anew each time: {folder} cannot be written ({error.strerror})",)
-    return folder, ()

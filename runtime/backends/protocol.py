@@ -70,8 +70,9 @@ class OpenRequest:
 
     `data` are the artifact's bytes, hash already checked: a backend never reads the file itself. `precision`
     is what has to run; a backend that would run anything else raises. `device` is a GPU's index, None on the
-    CPU. `threads` is the number of CPU threads, None for the engine's default. `bundle` is where caches may
-    lie.
+    CPU. `threads` is the number of CPU threads, None for the engine's default. `bundle` is where
+    the artifacts lie, to be read only. `cache` is a folder of this user for what the backend compiles for just this
+    artifact, these libraries and this GPU; None where nothing can be kept.
     """
 
     data: bytes
@@ -84,6 +85,7 @@ class OpenRequest:
     device: int | None
     threads: int | None
     bundle: Path
+    cache: Path | None = None
 
 
 def native_error(doing: str, error: Exception) -> BackendError:

@@ -52,6 +52,7 @@ class Route:
         executions: what it computes in, with the order of preference; the first row that matches an artifact counts.
         also: the coarser arithmetic that it can use for fp32 graphs on request.
         lacks: the precisions whose graphs it has no kernels for.
+        compiles: it compiles kernels or an engine when an artifact is first opened, worth keeping for the next session.
         runner: the module with `open_backend`.
     """
 
@@ -66,6 +67,7 @@ class Route:
     executions: tuple[Execution, ...]
     also: tuple[Precision, ...] = ()
     lacks: tuple[Precision, ...] = ()
+    compiles: bool = False
     runner: str
 
     def loads(self, engine: EngineInfo) -> bool:
@@ -171,6 +173,7 @@ ROUTES: tuple[Route, ...] = (
             ),
             Execution(precision=Precision.FP32, order=60, why=_COMPILED),
         ),
+        compiles=True,
         runner="resnet_export.runtime.backends.tensorrt",
     ),
     Route(
@@ -214,6 +217,7 @@ ROUTES: tuple[Route, ...] = (
             Execution(precision=Precision.FP16, order=100, why=_COMPILED_LATE),
             Execution(precision=Precision.BF16, order=110, why=_COMPILED_LATE),
         ),
+        compiles=True,
         runner="resnet_export.runtime.backends.onnxruntime_gpu",
     ),
     Route(
@@ -225,6 +229,7 @@ ROUTES: tuple[Route, ...] = (
         packages=_RTX_PLUGIN,
         install="pip install 'onnxruntime>=1.24' onnxruntime-ep-nv-tensorrt-rtx",
         executions=(Execution(precision=Precision.FP16, order=120, why=_COMPILED_LATE),),
+        compiles=True,
         runner="resnet_export.runtime.backends.onnxruntime_gpu",
     ),
     Route(

@@ -25,7 +25,7 @@ from resnet_export.runtime.backends.tensorrt_library import (
     make_runtime,
     process_log,
 )
-from resnet_export.runtime.backends.tensorrt_rtx_cache import cache_path, read_cache, write_cache
+from resnet_export.runtime.backends.tensorrt_rtx_cache import FILE, read_cache, write_cache
 from resnet_export.runtime.bundle.engine_header import TITLES, check_header, engine_mismatch
 from resnet_export.runtime.bundle.manifest import BatchRange, EngineInfo, read_artifact, read_manifest
 from resnet_export.runtime.errors import BackendError, DependencyError, IntegrityError, RequestError
@@ -199,21 +199,21 @@ class TensorRTBackend:
 class _Kernels:
     """TensorRT for RTX compiles kernels when an engine first runs; this keeps them, and asks for CUDA graphs."""
 
-    def __init__(self, library: Any, engine: Any, request: OpenRequest, gpu: str) -> None:
-        self._path = cache_path(request.bundle, request.artifact, library.__version__, gpu)
+    def __init__(self, library: Any, engine: Any, request: OpenRequest) -> None:
+        self._path = None if request.cache is None else request.cache / FILE
         self.config = engine.create_runtime_config()
         self.config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = self.config.create_runtime_cache()
-        kernels = read_cache(self._path)
+        kernels = None if self._path is None else read_cache(self._path)
         if kernels is not None:
             self._cache.deserialize(kernels)  # False for kernels it cannot use: they are compiled again
         self.config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write the kernels beside the bundle's artifacts, if that folder can be written."""
-        kernels = self._cache.serialize()
-        if kernels is not None:
-            with contextlib.suppress(OSError):  # a read-only bundle compiles them again next time
+        """Keep the kernels for the next session, where there is a folder for them."""
+        kernels = None if self._path is None else self._cache.serialize()
+        if self._path is not None and kernels is not None:
+            with contextlib.suppress(OSError):  # without them the next session compiles again
                 write_cache(self._path, bytes(memoryview(kernels)))
 
 
@@ -249,7 +249,7 @@ def open_backend(request: OpenRequest) -> TensorRTBackend:
         if info.options.get("strip_weights"):
             _refit(library, engine, request, info, messages)
         check_signature(request, *_tensors(library, engine))
-        kernels = _Kernels(library, engine, request, gpu) if info.variant == "tensorrt_rtx" else None
+        kernels = _Kernels(library, engine, request) if info.variant == "tensorrt_rtx" else None
     return TensorRTBackend(request, library, cuda, runtime, engine, kernels)
 
 

@@ -1,7 +1,7 @@
 """The runtime cache of TensorRT for RTX: kernels that it compiled for this GPU, kept for the next session.
 
 They are executable code like the engine itself, so a cache file starts with the SHA-256 of the rest and is
-used only if that is right. Its name holds all that the kernels depend on.
+used only if that is right. Its folder is named by all that the kernels depend on (`runtime/kernel_cache.py`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,9 @@ import hashlib
 from pathlib import Path
 
 from resnet_export.runtime.bundle.atomic_write import write_file
-from resnet_export.runtime.bundle.manifest import Artifact
 
-FOLDER = "cache"
+FILE = "runtime-cache.kernels"
 _DIGEST_BYTES = 32
-
-
-def cache_path(bundle: Path, artifact: Artifact, version: str, gpu: str) -> Path:
-    """Return where the kernels for `artifact` on a GPU of compute capability `gpu` ("8.6") are kept."""
-    return bundle / FOLDER / f"{artifact.sha256[:16]}-{version}-sm{gpu.replace('.', '')}.kernels"
 
 
 def read_cache(path: Path) -> bytes | None:
@@ -35,5 +29,4 @@ def write_cache(path: Path, kernels: bytes) -> None:
     """Replace the file in one step. Does nothing when it holds just that. Raises OSError."""
     if not kernels or read_cache(path) == kernels:
         return
-    path.parent.mkdir(exist_ok=True)
     write_file(path, hashlib.sha256(kernels).digest() + kernels)

@@ -20,6 +20,7 @@ HEAVY = [
     "tensorrt",
     "tensorrt_rtx",
     "tqdm",
+    "platformdirs",
     "cuda",
 ]
 MODULES = sorted(

@@ -25,7 +25,9 @@ from tests.tiny_bundle import FP16, FP32, INT8, Variant
 ROUTE = {route.provider: route for route in ROUTES if route.provider in (CUDA, TENSORRT, RTX)}
 
 
-def request_for(route: Route, variant: Variant, bundle: Path = Path(), *, uint8: bool = False) -> OpenRequest:
+def request_for(
+    route: Route, variant: Variant, cache: Path | None = None, *, uint8: bool = False
+) -> OpenRequest:
     data = tiny_bundle.graph(variant, uint8=uint8)
     artifact = tiny_bundle.artifact(variant, data)
     manifest = tiny_bundle.manifest([artifact], uint8=uint8)
@@ -39,7 +41,8 @@ def request_for(route: Route, variant: Variant, bundle: Path = Path(), *, uint8:
         precision=variant.precision,
         device=0,
         threads=1,
-        bundle=bundle,
+        bundle=Path(),
+        cache=cache,
     )
 
 
@@ -155,14 +158,13 @@ def test_an_artifact_that_cuda_cannot_open_at_all_is_an_error(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("variant", "int8"), [(FP16, "0"), (INT8, "1")])
-def test_the_tensorrt_provider_gets_precision_profile_and_a_cache_in_the_bundle(
+def test_the_tensorrt_provider_gets_precision_profile_and_its_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: Variant, int8: str
 ) -> None:
     asked = Asked(monkeypatch)
     request = request_for(ROUTE[TENSORRT], variant, tmp_path)
     backend = open_backend(ROUTE[TENSORRT], request)
-    folder = tmp_path / "cache" / "onnxruntime-tensorrt"
-    assert folder.is_dir()
+    folder = tmp_path
     assert asked.calls[0]["providers"] == [
         (
             TENSORRT,
@@ -184,14 +186,10 @@ def test_the_tensorrt_provider_gets_precision_profile_and_a_cache_in_the_bundle(
     assert backend.batch == BatchRange(min=1, opt=4, max=8)
 
 
-def test_a_bundle_that_cannot_be_written_compiles_anew_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "cache").write_text("in the way")
+def test_without_a_cache_folder_the_tensorrt_provider_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch)
-    backend = open_backend(ROUTE[TENSORRT], request_for(ROUTE[TENSORRT], FP16, tmp_path))
-    assert "trt_engine_cache_enable" not in asked.calls[0]["providers"][0][1]
-    assert "compiles anew each time" in backend.notes[0]
+    open_backend(ROUTE[TENSORRT], request_for(ROUTE[TENSORRT], FP16))
+    assert not [name for name in asked.calls[0]["providers"][0][1] if "cache" in name]
 
 
 def plugin(monkeypatch: pytest.MonkeyPatch, devices: int) -> list[tuple[Any, ...]]:
@@ -229,7 +227,7 @@ def test_the_plugin_for_rtx_is_registered_once_and_given_the_device(
         "nv_profile_opt_shapes": "input:4x3x16x16",
         "nv_profile_max_shapes": "input:8x3x16x16",
         "enable_cuda_graph": "1",
-        "nv_runtime_cache_path": str(tmp_path / "cache" / "onnxruntime-tensorrt-rtx"),
+        "nv_runtime_cache_path": str(tmp_path),
     }
     assert done == [(RTX, "lib.so"), ([0], options), ([0], options)]
     assert backend.run(batch_of(2)).shape == (2, tiny_bundle.CLASSES)

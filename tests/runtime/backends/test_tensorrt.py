@@ -52,6 +52,8 @@ class Rig:
         self.how = Behaviour(self.cuda)
         self.library = FakeLibrary(version, self.how)
         self.folder = folder
+        self.cache: Path | None = folder / "kernels"
+        self.cache.mkdir(exist_ok=True)
         self.gpus = (Gpu(index=0, name="a GPU", compute_capability="8.6", memory=1 << 33),)
 
     def request(self, **engine: Any) -> OpenRequest:
@@ -91,6 +93,7 @@ class Rig:
             device=0,
             threads=None,
             bundle=self.folder,
+            cache=self.cache,
         )
 
     def open(self, **engine: Any) -> runner.TensorRTBackend:
@@ -99,6 +102,8 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Rig]]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+
     def make(version: str) -> Rig:
         made = Rig(version, tmp_path)
         monkeypatch.setattr(runner, "load_library", lambda variant: made.library)
@@ -485,7 +490,7 @@ def test_the_kernels_of_tensorrt_for_rtx_are_kept_for_the_next_session(rig: Call
     first = made.open()
     first.run(images(1))
     first.close()
-    (file,) = (made.folder / "cache").iterdir()
+    (file,) = made.cache.iterdir()
     second = made.open()
     second.close()
     assert made.how.loaded_kernels == [b"compiled kernels"]
@@ -497,9 +502,10 @@ def test_the_kernels_of_tensorrt_for_rtx_are_kept_for_the_next_session(rig: Call
     assert file.read_bytes() != bytes(data), "the damaged cache was not replaced"
 
 
-def test_a_bundle_that_cannot_be_written_does_without_the_cache(rig: Callable[[str], Rig]) -> None:
+@pytest.mark.parametrize("lost", [False, True], ids=["never there", "gone meanwhile"])
+def test_kernels_that_cannot_be_kept_are_compiled_again(rig: Callable[[str], Rig], lost: bool) -> None:
     made = rig(RTX)
-    (made.folder / "cache").write_text("in the way")
+    made.cache = made.cache / "gone" if lost else None
     backend = made.open()
     backend.run(images(1))
     backend.close()

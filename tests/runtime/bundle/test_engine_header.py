@@ -279,7 +279,7 @@ def add_engine(folder: Path, data: bytes, what: EngineInfo, name: str = "engine"
 
 
 @pytest.fixture
-def rtx_host(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def rtx_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """This host, with a GPU and TensorRT for RTX 1.7.1 that is never reached; returns what was loaded of
     it.
     """
@@ -299,6 +299,7 @@ def rtx_host(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         loaded.append(variant)
         raise BackendError("the native library was reached")
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.setattr("resnet_export.runtime.session.probe", lambda: facts)
     monkeypatch.setattr(runner, "load_library", load)
     return loaded

@@ -1,0 +1,99 @@
+"""Where compiled kernels and engines are kept for the next session: in the user's cache folder, never in a bundle.
+
+They are native code that is valid for one artifact, one set of libraries and one GPU only, so each combination has a
+folder of its own, named by a hash of all of it: what does not fit any more is not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from resnet_export.runtime.backends.routes import Route
+from resnet_export.runtime.bundle.manifest import Artifact, Manifest
+from resnet_export.runtime.select.choice import Choice
+from resnet_export.runtime.select.host import HostFacts
+
+__all__ = ["KernelCache", "cache_key", "open_cache"]
+
+
+class KernelCache(NamedTuple):
+    """A folder that only this user writes to, or None and the reason why there is none, as a note of a session."""
+
+    folder: Path | None
+    note: str | None = None
+
+
+def cache_key(manifest: Manifest, artifact: Artifact, route: Route, choice: Choice, host: HostFacts) -> str:
+    """Return the hash, in hexadecimal, of everything that kernels compiled for this choice depend on.
+
+    That is the artifact's bytes, the tensors and batch sizes, the backend with its options, every package of a backend
+    with its version, and the GPU with its driver. `resnet-export`'s own version stands for the options.
+    """
+    depends_on = {
+        "artifact": artifact.sha256,
+        "input": manifest.input,
+        "output": manifest.output,
+        "batch": manifest.batch,
+        "backend": [route.backend, route.provider, choice.precision],
+        "packages": host.packages,
+        "options": _own_version(),
+        "gpu": [gpu for gpu in host.gpus if choice.device == f"gpu:{gpu.index}"],
+        "host": [host.system, host.machine, host.cuda, host.driver],
+    }
+    return hashlib.sha256(msgspec.json.encode(depends_on)).hexdigest()
+
+
+def open_cache(
+    manifest: Manifest, artifact: Artifact, route: Route, choice: Choice, host: HostFacts
+) -> KernelCache:
+    """Return the folder for what this choice compiles, made if need be. Raises nothing: it is as good without."""
+    if not route.compiles:
+        return KernelCache(None)
+    try:
+        key = cache_key(manifest, artifact, route, choice, host)
+        folder = _user_cache() / f"{route.backend}-{key[:32]}"
+        folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        for private in (folder.parent, folder):
+            private.mkdir(mode=0o700, exist_ok=True)
+            _check_private(private)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        name = getattr(error, "filename", None)
+        where = f"{name}: " if name else ""
+        return KernelCache(
+            None, f"compiles its kernels anew each time, without a cache folder ({where}{reason})"
+        )
+    return KernelCache(folder)
+
+
+def _user_cache() -> Path:
+    import platformdirs
+
+    folder = platformdirs.user_cache_path("resnet-export", appauthor=False)
+    if not folder.is_absolute():  # "~" stays as it is for a user without HOME and without an entry
+        raise RuntimeError("this user has no home folder")
+    return folder
+
+
+def _check_private(folder: Path) -> None:
+    """Raise OSError where another user could put code into `folder`, or this one cannot write to it."""
+    found = folder.stat()
+    if os.name == "posix" and (found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022):
+        raise PermissionError(None, "other users can write to it", str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(None, "it cannot be written", str(folder))
+
+
+def _own_version() -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version("resnet-export")
+    except metadata.PackageNotFoundError:
+        return None
