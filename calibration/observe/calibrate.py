@@ -151,7 +151,7 @@ class _Counter:
         found = dict(zip(self._session.outputs, self._session.run(image), strict=True))
         found[self._session.input] = image
         for name, observer in self._observers.items():
-            observer.update(found[name])
+            observer.update(found[name], image=True)
 
     def stats(self) -> dict[str, TensorStats]:
         return {name: observer.stats() for name, observer in self._observers.items()}

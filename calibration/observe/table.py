@@ -7,6 +7,7 @@ every grid, and two tables of the same network add up: machines can calibrate on
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.fingerprint import add_hashes
-from resnet_export.calibration.observe.histogram import BINS, FINITE, NEGATIVE, TensorStats
+from resnet_export.calibration.observe.histogram import BINS, FINITE, NEGATIVE, Counts, TensorStats
 from resnet_export.calibration.observe.methods import Method
 from resnet_export.calibration.observe.ranges import Range, find_range
 from resnet_export.runtime.bundle.schema import Sha256, Struct
@@ -42,24 +43,48 @@ class Histogram(Struct, frozen=True):
     positive: Octaves
     negative: Octaves
 
+    @classmethod
+    def of(cls, counts: Counts) -> Histogram:
+        """Write counts, int64 [65536]."""
+        return cls(
+            zeros=int(counts[0] + counts[NEGATIVE]),
+            positive=_octaves(counts[:FINITE]),
+            negative=_octaves(counts[NEGATIVE : NEGATIVE + FINITE]),
+        )
+
+    def counts(self) -> Counts:
+        """Return the counts, int64 [65536]. Raises RequestError where they are no whole numbers."""
+        counts = np.zeros(BINS, np.int64)
+        counts[0] = self.zeros
+        for start, octaves in ((0, self.positive), (NEGATIVE, self.negative)):
+            for exponent, line in octaves.items():
+                _fill(counts, start, exponent, line)
+        return counts
+
 
 class TensorEntry(Struct, frozen=True):
-    """One tensor: how many values it had, the exact least and greatest, and the range that each method keeps."""
+    """One tensor: how many values it had, the exact least and greatest, and the range that each method keeps.
+
+    `lows` and `highs` are the histograms of the least and of the greatest value of each image.
+    """
 
     count: Annotated[int, msgspec.Meta(ge=1)]
     low: float
     high: float
     ranges: dict[Method, Range]
     histogram: Histogram
+    lows: Histogram
+    highs: Histogram
 
     def stats(self) -> TensorStats:
         """Return the histogram as arrays. Raises RequestError when it does not add up to `count`."""
-        counts = np.zeros(BINS, np.int64)
-        counts[0] = self.histogram.zeros
-        for start, octaves in ((0, self.histogram.positive), (NEGATIVE, self.histogram.negative)):
-            for exponent, line in octaves.items():
-                _fill(counts, start, exponent, line)
-        stats = TensorStats(counts, float(np.float32(self.low)), float(np.float32(self.high)))
+        extremes = (self.lows.counts(), self.highs.counts())
+        stats = TensorStats(
+            self.histogram.counts(),
+            float(np.float32(self.low)),
+            float(np.float32(self.high)),
+            *(Counter({int(bin): int(counts[bin]) for bin in np.flatnonzero(counts)}) for counts in extremes),
+        )
         if stats.count != self.count or not self.low <= self.high:
             raise RequestError(
                 f"a histogram adds up to {stats.count} of {self.count} values in [{self.low}, {self.high}]; "
@@ -169,7 +194,9 @@ def build(
             low=_shortest(one.low),
             high=_shortest(one.high),
             ranges=ranges,
-            histogram=_histogram(one),
+            histogram=Histogram.of(one.counts),
+            lows=Histogram.of(_dense(one.lows)),
+            highs=Histogram.of(_dense(one.highs)),
         )
     return CalibrationTable(
         schema=SCHEMA_VERSION,
@@ -258,13 +285,11 @@ def read_table(path: str | os.PathLike[str]) -> CalibrationTable:
         raise RequestError(f"{path}: {error}") from error
 
 
-def _histogram(stats: TensorStats) -> Histogram:
-    counts = stats.counts
-    return Histogram(
-        zeros=int(counts[0] + counts[NEGATIVE]),
-        positive=_octaves(counts[:FINITE]),
-        negative=_octaves(counts[NEGATIVE : NEGATIVE + FINITE]),
-    )
+def _dense(extremes: Counter[int]) -> Counts:
+    counts = np.zeros(BINS, np.int64)
+    for bin, number in extremes.items():
+        counts[bin] = number
+    return counts
 
 
 def _octaves(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Octaves:

@@ -20,7 +20,7 @@ from resnet_export.calibration.improve.channel_scaling import by_input
 from resnet_export.calibration.improve.input_moments import Moments, input_moments
 from resnet_export.calibration.improve.weight_rounding import round_weight
 from resnet_export.calibration.observe.calibrate import calibrate
-from resnet_export.calibration.observe.methods import METHODS, Method
+from resnet_export.calibration.observe.methods import TRIED, Method
 from resnet_export.calibration.observe.table import CalibrationTable, Factors
 from resnet_export.calibration.quantize.grid import QuantizedWeight, quantize_weight
 from resnet_export.calibration.quantize.placement import TARGETS
@@ -218,7 +218,7 @@ def best_method(
     """
     found = {
         method: validate(candidate, evaluator, f"Evaluating {method} ranges", progress, method)
-        for method in METHODS
+        for method in TRIED
     }
 
     def rank(method: Method) -> tuple[int, float]:
@@ -229,14 +229,14 @@ def best_method(
         MethodTrial(method=method, results={str(target): one for target, one in results.items()})
         for method, results in found.items()
     )
-    return candidate.with_method(max(METHODS, key=rank)), trials
+    return candidate.with_method(max(TRIED, key=rank)), trials
 
 
 def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, setup: TrialSetup) -> CalibrationTable:
     return calibrate(
         model,
         setup.fitted.inputs(),
-        methods=METHODS,
+        methods=TRIED,
         source=source,
         total=len(setup.fitted),
         threads=setup.threads,

@@ -25,7 +25,7 @@ import onnx
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.improve.channel_scaling import rescale
 from resnet_export.calibration.observe.fingerprint import graph_hash
-from resnet_export.calibration.observe.methods import METHODS, Method
+from resnet_export.calibration.observe.methods import TRIED, Method
 from resnet_export.calibration.observe.table import CalibrationTable, require_graph
 from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import (
@@ -332,7 +332,7 @@ def _from_table(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan
     if done:
         model = rescale(model, done)
         require_graph(table, graph=table.graph, observed=graph_hash(model))
-    return Candidate(model, table.with_methods(METHODS), replace(plan, equalization=done))
+    return Candidate(model, table.with_methods(TRIED), replace(plan, equalization=done))
 
 
 def _with_exclusions(layers: tuple[QuantizedLayer, ...], plan: QuantPlan) -> tuple[QuantizedLayer, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,15 +13,9 @@ from numpy.typing import NDArray
 from scipy.stats import entropy as kullback_leibler
 
 from resnet_export.calibration.observe.entropy import BINS, divergences, even_bins, least_divergence
-from resnet_export.calibration.observe.histogram import Observer, by_sign, observe
-from resnet_export.calibration.observe.ranges import (
-    METHODS,
-    PERCENTILE,
-    Method,
-    Range,
-    find_range,
-    percentile,
-)
+from resnet_export.calibration.observe.histogram import Observer, TensorStats, by_sign, observe
+from resnet_export.calibration.observe.methods import METHODS, Method
+from resnet_export.calibration.observe.ranges import PERCENTILE, Range, find_range, percentile
 from resnet_export.calibration.quantize.grid import affine_grid, symmetric_grid
 from resnet_export.runtime.errors import RequestError
 
@@ -194,3 +190,56 @@ def test_a_tensor_that_is_not_finite_is_refused_with_the_count(method: Method, b
 def test_a_tensor_that_was_never_seen_is_refused(method: Method) -> None:
     with pytest.raises(RequestError, match="no value was seen"):
         find_range(Observer().stats(), method)
+
+
+def by_image(*groups: NDArray[np.float32]) -> TensorStats:
+    observer = Observer()
+    for values in groups:
+        observer.update(values, image=True)
+    return observer.stats()
+
+
+def test_a_few_images_with_huge_activations_do_not_widen_the_range_of_the_others() -> None:
+    """A hundred images reach to about 1, ten of them to 54."""
+    rng = np.random.default_rng(0)
+    tops = np.concatenate([rng.uniform(0.8, 1.2, 91), np.full(9, 54.0)])
+    stats = by_image(*(np.array([0, top / 2, top], np.float32) for top in tops))
+    assert find_range(stats, "minmax").high == 54
+    assert find_range(stats, "mean").high == pytest.approx(tops.mean(), rel=0.004)
+    assert find_range(stats, "quantile").high == pytest.approx(np.sort(tops)[89], rel=0.004)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        arrays.arrays(np.float32, st.integers(1, 6), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.integers(0, 8),
+)
+def test_ranges_over_images_follow_numpy_and_merge_bit_for_bit_in_any_order(
+    groups: list[NDArray[np.float32]], cut: int
+) -> None:
+    whole = by_image(*groups)
+    assert by_image(*groups[cut:]).merge(by_image(*groups[:cut])) == whole
+    lows = np.array([min(float(one.min()), 0.0) for one in groups])
+    highs = np.array([max(float(one.max()), 0.0) for one in groups])
+    tiny = 1e-35  # bins of denormals are wide
+    for method, expected in (
+        ("mean", (lows.mean(), highs.mean())),
+        (
+            "quantile",
+            (-np.quantile(-lows, 0.9, method="inverted_cdf"), np.quantile(highs, 0.9, method="inverted_cdf")),
+        ),
+    ):
+        found = find_range(whole, cast(Method, method))
+        assert (found.low, found.high) == pytest.approx(expected, rel=0.004, abs=tiny)
+        assert found.amax == max(-found.low, found.high)
+        assert find_range(by_image(*reversed(groups)), cast(Method, method)) == found
+
+
+@pytest.mark.parametrize("method", ["mean", "quantile"])
+def test_values_that_were_not_counted_by_image_are_one_image(method: Method) -> None:
+    stats = observe(np.array([-1, 3], np.float32))
+    assert find_range(stats, method) == find_range(stats, "minmax")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.calibration.observe.methods import METHODS, Method
+from resnet_export.calibration.observe.methods import METHODS, TRIED, Method
 from resnet_export.calibration.observe.table import decode_table, encode_table
 from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.search.acceptance import most_sensitive_layers
@@ -68,7 +68,7 @@ def hidden(model: onnx.ModelProto, layer: str, times: float) -> onnx.ModelProto:
 def test_every_method_and_every_improvement_is_tried_on_images_that_were_held_back() -> None:
     found = plan_int8(residual_net(), photos(64)).report
     assert (found.images, found.held_out) == (64, 16)
-    assert [one.method for one in found.methods] == list(METHODS)
+    assert [one.method for one in found.methods] == list(TRIED)
     assert [one.name for one in found.steps] == ["equalization", "bias correction", "rounding"]
     assert {one.layer for one in found.layers} == LAYERS
     best = max(found.methods, key=lambda one: sum(judged.decibels for judged in one.results.values()))
@@ -197,7 +197,7 @@ def test_auto_leaves_a_method_that_collapses_on_all_images_for_one_that_holds() 
     spec = SearchSpec(method="auto", exclude="none", equalize=False)
     found = plan_int8(residual_net(), rarely_bright(), spec).report
     assert found.shippable
-    assert [one.method for one in found.methods][-len(METHODS) :] == list(METHODS)
+    assert [one.method for one in found.methods][-len(TRIED) :] == list(TRIED)
     assert found.method != "entropy"
     assert any(notice.startswith("with entropy ranges INT8 is outside") for notice in found.notices)
 
@@ -376,3 +376,22 @@ def test_a_layer_whose_inputs_cannot_be_multiplied_keeps_its_nearest_weights_and
     found = plan_int8(model, photos(), SearchSpec(equalize=False))
     assert "a.conv1" not in found.plan.weights
     assert any("a.conv1" in step.note and "exceed float32" in step.note for step in found.report.steps)
+
+
+@pytest.mark.parametrize("method", ["mean", "quantile"])
+def test_ranges_over_images_serve_the_many_where_a_few_images_reach_far_beyond_them(method: Method) -> None:
+    x = images(64)
+    x[::16] *= 100
+    few = np.isin(np.arange(64), range(0, 64, 16))
+    model = residual_net()
+    expected = logits(model, x).astype(np.float64)
+
+    def median_error(chosen: Method) -> float:
+        spec = SearchSpec(
+            method=chosen, exclude="none", equalize=False, correct_bias=False, round_weights=False
+        )
+        found = logits(plan_from_table(model, calibrate(model, [x]), spec).graph("cpu"), x)
+        errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        return float(np.median(errors[~few]))
+
+    assert median_error(method) < median_error("minmax") / 2
