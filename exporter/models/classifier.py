@@ -99,6 +99,11 @@ def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessi
         labels = default_labels(num_classes)
         if num_classes == 1000 and checkpoint.published is None:
             notices += ("no labels were given: ImageNet's are used, because the network has 1000 classes",)
+    if num_classes == 1:
+        notices += (
+            "the network has one output: its probability is the sigmoid of the logit; softmax over one class is "
+            "always 100 %",
+        )
     if checkpoint.published is None:
         notices += assumed(spec, preprocessing)
     module = build(architecture, num_classes, checkpoint.in_channels)
