@@ -41,5 +41,5 @@ def command(as_json: bool) -> None:
         "\nMultiply-adds (10⁹) and fp32 activations for one image of that size, counted from the exported graph;\n"
         "accuracy as torchvision publishes it, ImageNet-1K. resnetN_v1 has the stride in the first 1×1 convolution\n"
         "(Caffe, Keras, MSRA), resnetN in the 3×3 (v1.5: torchvision, timm).\n"
-        "Others: --arch timm:NAME, --arch torchvision:NAME, --model MODULE:FACTORY|FILE.pt2|FILE.onnx."
+        "Others: --arch timm:NAME, --arch torchvision:NAME, --model MODULE:FACTORY|FILE.pt2."
     )

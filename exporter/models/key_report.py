@@ -383,7 +383,7 @@ def _find_head(row: Architecture, translation: Translation, found: Shapes, path:
         raise KeyMismatchError(
             f"{path} does not fit {row.name}: it has no classifier layer of {row.features} features"
             + (f" ({_some(linear)})" if linear else "")
-            + "; give a checkpoint with its classifier, name it with --key-map, or export a backbone with --features",
+            + "; give a checkpoint with its classifier, or name it with --key-map",
             missing=() if linear else (weight_name, bias_name),
             unexpected=(),
             mis_shaped=tuple(linear),

@@ -1,15 +1,14 @@
-"""What a checkpoint says of itself beside its tensors: architecture, classes, preprocessing."""
+"""What a checkpoint says of itself beside its tensors: its architecture and its classes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Said", "architecture_name", "class_names", "preprocessing_words"]
+__all__ = ["architecture_name", "class_names"]
 
 _ARCHITECTURE = (
     "arch",
@@ -31,18 +30,6 @@ _CLASSES = (
     "label2id",
     "label_names",
 )
-_FILTERS = {"bilinear": "bilinear", "bicubic": "bicubic", "2": "bilinear", "3": "bicubic"}
-
-
-@dataclass(frozen=True)
-class Said:
-    """Preprocessing as the file has it; None is not said. `image_size` is (height, width)."""
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    interpolation: str | None = None
-    crop_pct: float | None = None
-    image_size: tuple[int, int] | None = None
 
 
 def _named(values: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
@@ -102,48 +89,3 @@ def _in_order(value: Any) -> tuple[str, ...] | None:
 def _lines(names: Iterator[str]) -> tuple[str, ...] | None:
     found = tuple(" ".join(name.split()) for name in names)
     return found if all(found) else None
-
-
-def preprocessing_words(values: Mapping[str, Any]) -> Said:
-    """Return what the file says of preprocessing, in its training arguments or a configuration."""
-    size = _first(values, ("input_size", "img_size", "image_size", "crop_size"), _size)
-    return Said(
-        mean=_first(values, ("mean", "image_mean"), _numbers),
-        std=_first(values, ("std", "image_std"), _numbers),
-        interpolation=_first(values, ("interpolation",), lambda value: _FILTERS.get(str(value).lower())),
-        crop_pct=_first(values, ("crop_pct",), _share),
-        image_size=size,
-    )
-
-
-def _first(values: Mapping[str, Any], names: Sequence[str], read: Any) -> Any:
-    return next((found for found in map(read, _named(values, names)) if found is not None), None)
-
-
-def _numbers(value: Any) -> tuple[float, ...] | None:
-    if isinstance(value, list | tuple | np.ndarray) and 1 <= len(value) <= 4:
-        try:
-            return tuple(float(one) for one in value)
-        except (TypeError, ValueError):
-            return None
-    return None
-
-
-def _share(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and 0 < value <= 1 else None
-
-
-def _size(value: Any) -> tuple[int, int] | None:
-    sizes = [value, value] if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(sizes, Mapping):
-        sizes = [
-            sizes.get("height", sizes.get("shortest_edge")),
-            sizes.get("width", sizes.get("shortest_edge")),
-        ]
-    if (
-        isinstance(sizes, list | tuple)
-        and len(sizes) in (2, 3)
-        and all(isinstance(one, int) for one in sizes)
-    ):
-        return int(sizes[-2]), int(sizes[-1])
-    return None

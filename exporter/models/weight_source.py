@@ -108,9 +108,12 @@ def _refuse_address(text: str) -> None:
         raise RequestError(
             f"{text} is a URL, and nothing is downloaded from one; fetch the file and give its path"
         )
-    if re.match(r"hf[-_]hub:", text):
+    if re.match(r"hf([-_]hub)?:", text):
         name = text.partition(":")[2]
-        raise RequestError(f"{text} is a name in the Hugging Face hub; write it as hf:{name}")
+        raise RequestError(
+            f"{name} is a name in the Hugging Face hub, and nothing is downloaded from it; fetch its model.safetensors "
+            "and give the path of that file"
+        )
     if re.fullmatch(r"[\w-]+/[\w.-]+", text) and Path(text).suffix not in (
         ".pth",
         ".pt",
@@ -118,7 +121,8 @@ def _refuse_address(text: str) -> None:
         ".ckpt",
     ):
         raise RequestError(
-            f"there is no file {text}; if it is a name in the Hugging Face hub, write hf:{text} to download it"
+            f"there is no file {text}; nothing is downloaded from the Hugging Face hub: fetch model.safetensors of a "
+            "repository and give the path of that file"
         )
 
 
