@@ -7,11 +7,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 SOURCES := exporter calibration runtime tests benchmarks examples
 
-<<<<<<< HEAD
-.PHONY: run test gpu-check lint typecheck clean
-=======
-.PHONY: run test test-all lint typecheck clean
->>>>>>> 1216b35 (Build every ResNet from one table, and recognize checkpoints by their keys and shapes)
+.PHONY: run test test-all gpu-check lint typecheck clean
 
 # The stamps carry the dependency files, so a change of either installs again and nothing else does.
 $(VENV)/.run: pyproject.toml $(CONSTRAINTS)
@@ -35,15 +31,13 @@ run: $(VENV)/.run
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-<<<<<<< HEAD
 # On a machine with an NVIDIA GPU and whatever TensorRT is in .venv: every backend, precision and check there is.
 gpu-check: $(VENV)/.run
 	$(BIN)/python -m benchmarks.gpu_check --out build/gpu-check.md
-=======
+
 # The whole matrix as well: every row of the zoo, every naming scheme. Takes an hour on two cores.
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m ""
->>>>>>> 1216b35 (Build every ResNet from one table, and recognize checkpoints by their keys and shapes)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check $(SOURCES)
