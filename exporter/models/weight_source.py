@@ -111,8 +111,8 @@ def _refuse_address(text: str) -> None:
     if re.match(r"hf([-_]hub)?:", text):
         name = text.partition(":")[2]
         raise RequestError(
-            f"{name} is a name in the Hugging Face hub, and nothing is downloaded from it; fetch its model.safetensors "
-            "and give the path of that file"
+            f"{name} is a name in the Hugging Face hub, and nothing is downloaded from it; fetch its "
+            "model.safetensors and give the path of that file"
         )
     if re.fullmatch(r"[\w-]+/[\w.-]+", text) and Path(text).suffix not in (
         ".pth",
