@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from resnet_export.calibration.observe.methods import METHODS
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.output import check_outputs, write_output
 from resnet_export.exporter.cli.progress import progress_bar
-from resnet_export.runtime.errors import DependencyError
+from resnet_export.runtime.errors import DependencyError, RequestError
+
+if TYPE_CHECKING:
+    from resnet_export.calibration.observe.table import CalibrationTable
 
 
 @click.command(name="calibrate")
-@click.argument("source", type=click.Path(path_type=Path), metavar="BUNDLE|ONNX")
+@click.argument("sources", type=click.Path(path_type=Path), metavar="BUNDLE|ONNX", nargs=-1, required=True)
+@click.option(
+    "--merge",
+    is_flag=True,
+    help="Add up tables of one network that were made of parts of the images: the arguments are their files.",
+)
 @click.option(
     "--calib",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="DIR|FILE",
     help="Images: folder, .npz or list.",
 )
@@ -30,8 +39,8 @@ from resnet_export.runtime.errors import DependencyError
 @click.option(
     "--calib-method",
     type=click.Choice(METHODS),
-    default="mse",
-    show_default=True,
+    default=None,
+    show_default="mse, or that of the first table",
     help="The table's own method; the others can still be had from it.",
 )
 @click.option(
@@ -44,38 +53,93 @@ from resnet_export.runtime.errors import DependencyError
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @debug_option
+@click.pass_context
 def command(
-    source: Path, calib: Path, calib_count: int, calib_method: Any, out: Path, seed: int, quiet: bool
+    ctx: click.Context,
+    sources: tuple[Path, ...],
+    merge: bool,
+    calib: Path | None,
+    calib_count: int,
+    calib_method: Any,
+    out: Path,
+    seed: int,
+    quiet: bool,
 ) -> None:
     """Measure the ranges of every tensor of an fp32 graph and write them as a table.
 
     The graph is that of a BUNDLE or an ONNX file that resnet-export wrote. The table does not depend on the
     target, and fits any export of the same network with the same kind of input.
+
+    With --merge, tables A B … become the table that one run over all their images would have written.
     """  # fmt: skip
     if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         raise DependencyError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; "
             "run: pip install 'resnet-export[build,cpu]'"
         )
+    from resnet_export.calibration.observe.table import encode_table
+
+    if merge:
+        table = _merged(ctx, sources, calib_method, out)
+    else:
+        table = _calibrated(sources, calib, calib_count, calib_method or "mse", out, seed, quiet)
+    write_output(out, encode_table(table))
+    if not quiet:
+        click.echo(f"{out}: {len(table.tensors)} tensors over {table.images} images, {table.method} ranges")
+
+
+def _merged(ctx: click.Context, files: tuple[Path, ...], method: Any, out: Path) -> CalibrationTable:
+    from resnet_export.calibration.observe.table import merge, read_table
+
+    for name in ("calib", "calib_count", "seed"):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise RequestError(
+                f"--{name.replace('_', '-')} has no meaning with --merge, which reads no images; leave it out"
+            )
+    if len(files) < 2:
+        raise RequestError(
+            f"--merge adds up tables, and {str(files[0])!r} is the only one; give at least two files"
+        )
+    check_outputs({"--out": out}, {f"table {number}": file for number, file in enumerate(files, 1)})
+    table = reduce(merge, map(read_table, files))
+    if method is None:
+        return table
+    return msgspec.structs.replace(table.with_methods((method,)), method=method)
+
+
+def _calibrated(
+    sources: tuple[Path, ...],
+    calib: Path | None,
+    calib_count: int,
+    method: Any,
+    out: Path,
+    seed: int,
+    quiet: bool,
+) -> CalibrationTable:
+    if len(sources) > 1:
+        raise RequestError(
+            f"{len(sources)} networks were given, expected one BUNDLE or ONNX file; tables are added up with --merge"
+        )
+    if calib is None:
+        raise RequestError(
+            "there are no images to calibrate on; give --calib a folder, an .npz or a list file"
+        )
     from resnet_export.calibration.data.dataset import open_dataset
     from resnet_export.calibration.data.photos import check_for_calibration, load_photos
     from resnet_export.calibration.observe.calibrate import calibrate
     from resnet_export.calibration.observe.graph_source import read_source
-    from resnet_export.calibration.observe.table import encode_table
 
+    (source,) = sources
     check_outputs({"--out": out}, {"BUNDLE|ONNX": source, "--calib": calib})
     graph = read_source(source)
     dataset = open_dataset(calib, preprocessing=graph.preprocessing, limit=calib_count, seed=seed)
     progress = progress_bar(quiet=quiet)
     photos = load_photos(dataset, progress=progress)
     check_for_calibration(photos)
-    table = calibrate(
+    return calibrate(
         graph.model,
         photos.inputs(),
-        methods=(calib_method,),
+        methods=(method,),
         total=len(photos),
         progress=progress,
     )
-    write_output(out, encode_table(table))
-    if not quiet:
-        click.echo(f"{out}: {len(table.tensors)} tensors over {table.images} images, {calib_method} ranges")
