@@ -102,6 +102,9 @@ class Session:
         self._lock = threading.Lock()
         self._batcher: MicroBatcher[Request, list[Prediction]] | None = None
         self._closing = False
+        # Nothing that runs later knows the session, so that one that is dropped without `close` is still collected.
+        self._release: weakref.finalize[..., Session] = weakref.finalize(self, _close_backend, self._runner)
+        self._release.atexit = False  # the process frees everything anyway
 
     @property
     def manifest(self) -> Manifest:
@@ -110,13 +113,13 @@ class Session:
 
     @property
     def choice(self) -> Choice:
-        """What runs."""
-        return self._choice
+        """What runs, with all that the engine has had to say of it until now."""
+        return msgspec.structs.replace(self._choice, notes=(*self._runner.backend.notes, *self._choice.notes))
 
     @property
     def trace(self) -> tuple[Considered, ...]:
         """Every artifact on every engine, best first, and why it does or does not run."""
-        return self._trace
+        return _with_notes(self._trace, self.choice.notes)
 
     def run(self, batch: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the logits of a batch: float32 [N, classes], in memory of their own.
@@ -212,8 +215,8 @@ class Session:
             batcher = self._batcher
         if batcher is not None:
             batcher.close()
-        if self._runner.gate.close():
-            self._runner.backend.close()
+        self._release.detach()
+        _close_backend(self._runner)
 
     def __enter__(self) -> Self:
         return self
@@ -240,10 +243,27 @@ class Session:
                 raise SessionClosedError("the session is closed; open another with open_session()")
             if self._batcher is None:
                 self._batcher = MicroBatcher(self._runner.classify, max_batch=self.manifest.batch.opt)
-                # The thread knows the runner and not the session, so a forgotten session is still collected,
-                # and then the thread ends.
-                weakref.finalize(self, self._batcher.retire).atexit = False
+                self._release.detach()
+                self._release = weakref.finalize(self, _close_later, self._batcher, self._runner)
+                self._release.atexit = False
             return self._batcher
+
+
+def _close_backend(runner: Runner) -> None:
+    """Free the engine when no call uses it any more; the second time does nothing."""
+    if runner.gate.close():
+        runner.backend.close()
+
+
+def _close_later(batcher: MicroBatcher[Request, list[Prediction]], runner: Runner) -> None:
+    """Complete what was submitted, then free the engine, both in another thread: this one may be the batcher's."""
+
+    def finish() -> None:
+        batcher.close()
+        _close_backend(runner)
+
+    if not runner.gate.is_forked():
+        threading.Thread(target=finish, name="resnet-export-closing", daemon=True).start()
 
 
 def _open(
@@ -271,8 +291,7 @@ def _open(
             continue
         if request.threads is not None and choice.device != "cpu":
             notes = (*notes, f"threads={request.threads} has no effect on a GPU")
-        opened = msgspec.structs.replace(choice, notes=notes)
-        return Session(manifest, backend, opened, _with_notes(resolution.trace, notes))
+        return Session(manifest, backend, msgspec.structs.replace(choice, notes=notes), resolution.trace)
 
 
 def _open_choice(
@@ -302,7 +321,7 @@ def _open_choice(
             f"{choice.backend} runs {artifact.name!r} with {backend.provider} in {backend.precision}, "
             f"it was asked for {choice.provider} in {choice.precision}"
         )
-    return backend, (*backend.notes, *([cache.note] if cache.note else []))
+    return backend, (cache.note,) if cache.note else ()
 
 
 def _with_notes(trace: tuple[Considered, ...], notes: tuple[str, ...]) -> tuple[Considered, ...]:

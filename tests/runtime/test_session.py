@@ -44,7 +44,7 @@ from resnet_export.runtime.errors import (
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.prediction import Prediction, best, softmax
 from resnet_export.runtime.preprocess import to_input
-from resnet_export.runtime.select.choice import Choice
+from resnet_export.runtime.select.choice import Choice, Considered
 from resnet_export.runtime.select.host import Gpu, HostFacts, Package, probe
 from resnet_export.runtime.session import Session, open_session
 from tests import tiny_bundle
@@ -78,7 +78,7 @@ class Recorder:
 
     provider = "recorder"
     precision = Precision.FP32
-    notes = ("recorded",)
+    notes: tuple[str, ...] = ("recorded",)
 
     def __init__(self, batch: BatchRange | None = None) -> None:
         self.batch = batch
@@ -434,6 +434,46 @@ def test_a_callback_may_close_the_session() -> None:
     session.submit(tiny_bundle.images(1)[0]).add_done_callback(close)
     assert closed.wait(TIMEOUT)
     assert backend.closed == 1
+
+
+@pytest.mark.parametrize("submitted", [False, True], ids=["only run", "submitted"])
+def test_a_session_that_is_dropped_without_closing_frees_its_engine(submitted: bool) -> None:
+    backend = Recorder()
+    session = recorded(backend)
+    if submitted:
+        session.submit(tiny_bundle.images(1)[0]).result(TIMEOUT)
+    else:
+        session.run(batch_of(1))
+    assert backend.closed == 0
+    del session
+    gc.collect()
+    deadline = time.monotonic() + TIMEOUT
+    while not backend.closed and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert backend.closed == 1
+
+
+def test_a_session_that_was_closed_and_then_dropped_is_closed_once() -> None:
+    backend = Recorder()
+    session = recorded(backend)
+    session.submit(tiny_bundle.images(1)[0])
+    session.close()
+    del session
+    gc.collect()
+    assert backend.closed == 1
+
+
+def test_what_the_engine_notes_after_opening_is_seen() -> None:
+    backend = Recorder()
+    chosen = Considered(
+        artifact="fp32", backend="b", provider="p", precision=Precision.FP32, outcome="chosen", reason="first"
+    )
+    choice = Choice(artifact="fp32", backend="b", provider="p", device="gpu:0", precision=Precision.FP32)
+    with Session(tiny_bundle.manifest([]), backend, choice, (chosen,)) as session:
+        assert session.choice.notes == ("recorded",)
+        backend.notes = ("recorded", "runs without CUDA graphs: refused")
+        assert session.choice.notes == backend.notes
+        assert session.trace[0].reason == "first; recorded; runs without CUDA graphs: refused"
 
 
 def test_a_request_of_a_forgotten_session_is_still_answered() -> None:
