@@ -16,9 +16,9 @@ from resnet_export.runtime.backends import tensorrt_library
 from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, EngineInfo, Manifest
 from resnet_export.runtime.errors import DependencyError
 from resnet_export.runtime.precision import Precision
-from resnet_export.runtime.select.choice import SessionSpec
 from resnet_export.runtime.select.host import Gpu, HostFacts, Package
 from resnet_export.runtime.select.resolver import resolve
+from resnet_export.runtime.select.spec import SessionSpec
 from tests import tiny_bundle
 from tests.nvidia_bindings import FOLDER, LEAN, api
 from tests.runtime.backends.test_tensorrt_conformance import ONLY_IN_RTX, used
