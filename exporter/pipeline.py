@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from resnet_export.exporter.bundle.manifest import Contents, artifact_of, descri
 from resnet_export.exporter.bundle.staging import Bundle, Staging, check_output, staging
 from resnet_export.exporter.engine.build import Engines, compile_engines, engine_sources
 from resnet_export.exporter.engine.targets import EnginePlan, plan_engines
-from resnet_export.exporter.golden.images import choose_golden, choose_photos
-from resnet_export.exporter.golden.label_check import label_notice
+from resnet_export.exporter.golden.images import choose_golden, choose_photos, names_of_folders
+from resnet_export.exporter.golden.label_check import check_labels
 from resnet_export.exporter.golden.record import GoldenRecord, record_golden
 from resnet_export.exporter.graph.export import serialize, simplify, to_onnx
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
@@ -27,6 +27,7 @@ from resnet_export.exporter.graph.metadata import finish
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.models.classifier import Classifier, load_classifier
+from resnet_export.exporter.models.labels import default_labels
 from resnet_export.exporter.models.sources import is_other, load_other
 from resnet_export.exporter.parity.check import check_parity
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
@@ -114,11 +115,12 @@ def export(
         photos = load_photos(job, progress=progress)
         golden = record_golden(job.net, choose_golden(photos, job.seed), progress)
         fp32 = to_fp32(job, golden)
+        remarks = remarks_on_labels(job, fp32, photos)
         lowered = lower(Lowering(fp32, photos, golden.shipped, job.spec, job.untrained, progress))
         graphs = (fp32, *(graph for one in lowered for graph in one.graphs))
         written = write_graphs(stage, job, graphs)
         engines = build_engines(written, job, progress)
-        contents = write_rest(stage, job, photos, golden, graphs, written, lowered, engines)
+        contents = write_rest(stage, job, photos, golden, graphs, written, lowered, engines, remarks)
         report = check(stage.preview(describe(contents)), lowered, written, progress)
         write_reports(stage, contents, report)
         bundle = stage.commit(describe(contents, report))
@@ -144,6 +146,14 @@ def prepare(
     if place is not None:
         check_output(place, force=spec.force)  # before a download
     net = load_other(model) if is_other(model) else load_classifier(model, progress)
+    if model.labels is None and spec.calib is not None and net.labels == default_labels(len(net.labels)):
+        names = names_of_folders(spec.calib, len(net.labels))
+        if names is not None:
+            said = (
+                f"no labels were given: the class folders of {os.fspath(spec.calib)!r} name the classes, in "
+                f"alphabetical order ({names[0]!r} = 0)"
+            )
+            net = replace(net, labels=names, notices=(*net.notices, said))
     place = net.info.arch if place is None else place
     needed = bytes_needed(net.info, spec, engines)
     return Job(spec, model.seed, Path(place), net, engines, needed)
@@ -167,6 +177,14 @@ def to_fp32(job: Job, golden: GoldenRecord) -> GraphArtifact:
         check = check_stage(graph.model, golden.shipped, step="fp32", batch=batch)
     stages["fp32"] = check.logits
     return GraphArtifact("fp32", Precision.FP32, "any", graph, stages)
+
+
+def remarks_on_labels(job: Job, fp32: GraphArtifact, photos: Photos) -> tuple[str, ...]:
+    """Return what the network makes of labeled images. Raises RequestError for labels that contradict them."""
+    if job.untrained:
+        return ()
+    said = check_labels(fp32.graph.model, photos, job.net.labels, as_given=job.spec.labels_as_given)
+    return () if said is None else (said,)
 
 
 def write_graphs(
@@ -204,6 +222,7 @@ def write_rest(
     written: Iterable[tuple[Artifact, bytes]],
     lowered: Iterable[Lowered],
     engines: Engines,
+    remarks: tuple[str, ...],
 ) -> Contents:
     """Write engines, golden outputs and tables beside the graphs; return what the manifest is made from."""
     files = {name: data for one in lowered for name, data in one.files.items()}
@@ -212,7 +231,6 @@ def write_rest(
     for name, data in files.items():
         stage.write(name, data)
     record = golden.contents(graphs)
-    said = None if job.untrained else label_notice(graphs[0].graph.model, photos, job.net.labels)
     return Contents(
         net=job.net,
         batch=job.spec.batch,
@@ -226,7 +244,7 @@ def write_rest(
         notices=(
             *job.net.notices,
             *graphs[0].graph.notices,
-            *(() if said is None else (said,)),
+            *remarks,
             *engines.remarks,
         ),
         created=datetime.now(UTC),

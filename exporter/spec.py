@@ -69,7 +69,8 @@ class ExportSpec:
     held out. `max_drop` is what INT8 may lose on the calibration images, in percentage points of top-1 accuracy,
     or of agreement where there are no labels. `exclude` names the layers that INT8 leaves alone, "auto" the few
     that measurably pay and those that `max_drop` takes. `equalize`, `correct_bias` and `round_weights` turn the
-    improvements of INT8 off one by one. `gpu` names compute capabilities ("sm86").
+    improvements of INT8 off one by one. `gpu` names compute capabilities ("sm86"). `labels_as_given`
+    keeps labels that contradict labeled calibration images.
     """
 
     fp16: bool = False
@@ -88,6 +89,7 @@ class ExportSpec:
     round_weights: bool = True
     engine: EngineChoice = "auto"
     gpu: tuple[str, ...] = ()
+    labels_as_given: bool = False
     force: bool = False
 
     @property

@@ -26,7 +26,16 @@ from numpy.typing import NDArray
 from resnet_export.runtime.bundle.schema import CHANNELS
 from resnet_export.runtime.errors import DatasetError
 
-__all__ = ["EXTENSIONS", "Classes", "Kind", "Listing", "class_folders", "files_of", "list_images"]
+__all__ = [
+    "EXTENSIONS",
+    "IMAGENET_CLASSES",
+    "Classes",
+    "Kind",
+    "Listing",
+    "class_folders",
+    "files_of",
+    "list_images",
+]
 
 Kind: TypeAlias = Literal["folder", "list", "npz"]
 
@@ -79,7 +88,7 @@ _LABEL_COLUMNS = frozenset(
     {"label", "labels", "class", "class_id", "classid", "category", "target", "y", "class_index"}
 )
 _SEPARATORS = ",;\t"
-_IMAGENET_CLASSES = 1000
+IMAGENET_CLASSES = 1000
 _MAX_DIGITS = 18  # int64 holds them all
 _NAMED = 3
 
@@ -98,7 +107,7 @@ class Classes:
             raise DatasetError(
                 f"the label {label!r} names classes {found[0]} and {found[1]}; use the class index instead"
             )
-        if not found and self.count == _IMAGENET_CLASSES:
+        if not found and self.count == IMAGENET_CLASSES:
             return _imagenet_wnids().get(label)
         return found[0] if found else None
 

@@ -311,6 +311,7 @@ OPTIONS = [
         metavar="DIR",
         help="Bundle to write.  [default: ./ARCHITECTURE]",
     ),
+    _spec("labels_as_given", help="Keep labels that contradict labeled --calib images."),
     _spec("force", help="Replace an existing bundle."),
     _spec("seed", type=int, help="Seed of untrained weights and sampling."),
     click.option(

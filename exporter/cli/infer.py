@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def command(bundle: Path, images: tuple[Path, ...], top: int, as_json: bool, **r
             for image, best in zip(images, predictions, strict=True)
         ]
         found = {"choice": choice, "images": rows}
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        # Names of files need not be UTF-8: what is not is escaped, as JSON escapes it.
+        text = json.dumps(msgspec.to_builtins(found), indent=2, ensure_ascii=False)
+        click.echo(text.encode("utf-8", "backslashreplace").decode())
         return
     for image, best in zip(images, predictions, strict=True):
         click.echo(f"{image}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from resnet_export.calibration.data.dataset import open_dataset
+from resnet_export.calibration.data.image_sources import IMAGENET_CLASSES, class_folders
 from resnet_export.calibration.data.photos import Photos, check_for_calibration, load_photos
 from resnet_export.exporter.models.photographs import bundled_photos
 from resnet_export.exporter.spec import ExportSpec
@@ -41,6 +43,18 @@ def choose_photos(
     photos = load_photos(dataset, progress=progress)
     check_for_calibration(photos)
     return photos
+
+
+def names_of_folders(calib: Path, num_classes: int) -> tuple[str, ...] | None:
+    """Return the names of the class folders of the calibration images, in sorted order, if they name the classes.
+
+    None where there are no folders or not as many as the network has classes, where any is called by a number, and for
+    ImageNet's classes, whose names are known. Raises DatasetError as `class_folders` does.
+    """
+    names = class_folders(calib)
+    if len(names) != num_classes or num_classes == IMAGENET_CLASSES or any(map(str.isdecimal, names)):
+        return None
+    return names if all(map(str.isprintable, names)) else None
 
 
 def choose_golden(photos: Photos, seed: int) -> Photos:

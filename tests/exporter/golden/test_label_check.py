@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from resnet_export.calibration.data.photos import Photos
-from resnet_export.exporter.golden.label_check import label_notice
+from resnet_export.exporter.golden.label_check import check_labels
 from resnet_export.exporter.graph.export import simplify, to_onnx
 from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.models.resnet import build
 from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.preprocess import normalize
 from tests import trained
 from tests.digits import CLASSES, PREPROCESSING
@@ -42,7 +43,7 @@ def photos(labels: NDArray[np.int64] | None) -> Photos:
 
 def test_the_share_that_the_network_gets_right_is_said(network: onnx.ModelProto) -> None:
     labels = trained.splits()[1].labels[:IMAGES]
-    said = label_notice(network, photos(labels), NAMES)
+    said = check_labels(network, photos(labels), NAMES)
     assert said is not None
     share = float(said.partition("right on ")[2].partition(" %")[0])
     assert 95 <= share <= 100
@@ -52,7 +53,17 @@ def test_the_share_that_the_network_gets_right_is_said(network: onnx.ModelProto)
 
 def test_labels_of_other_classes_are_found_out(network: onnx.ModelProto) -> None:
     labels = (trained.splits()[1].labels[:IMAGES] + 1) % CLASSES
-    said = label_notice(network, photos(labels), NAMES)
+    with pytest.raises(RequestError, match=r"contradict the images: .*zero → nine → eight") as caught:
+        check_labels(network, photos(labels), NAMES)
+    assert "--labels-as-given" in str(caught.value)
+    said = check_labels(network, photos(labels), NAMES, as_given=True)
+    assert said is not None
+    assert "were kept as given: images of one class are predicted as the next (zero → nine → eight" in said
+
+
+def test_labels_without_an_order_are_said_to_be_no_better_than_chance(network: onnx.ModelProto) -> None:
+    labels = np.random.default_rng(0).integers(0, CLASSES, IMAGES)
+    said = check_labels(network, photos(labels), NAMES)
     assert said is not None
     assert "hardly more than by chance" in said
     assert "compare --labels" in said
@@ -62,10 +73,9 @@ def test_two_classes_whose_labels_are_exchanged_are_named(network: onnx.ModelPro
     table = np.arange(CLASSES)
     table[[3, 8]] = table[[8, 3]]
     labels = table[trained.splits()[1].labels[:IMAGES]]
-    said = label_notice(network, photos(labels), NAMES)
-    assert said is not None
-    assert "(three → eight → three)" in said
+    with pytest.raises(RequestError, match=r"\(three → eight → three\)"):
+        check_labels(network, photos(labels), NAMES)
 
 
 def test_images_without_labels_say_nothing(network: onnx.ModelProto) -> None:
-    assert label_notice(network, photos(None), NAMES) is None
+    assert check_labels(network, photos(None), NAMES) is None
