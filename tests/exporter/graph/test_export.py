@@ -30,7 +30,7 @@ def initializer(graph: ExportedGraph, name: str) -> np.ndarray[Any, Any]:
 
 def export_again(**changes: Any) -> ExportedGraph:
     one = exported_resnet18()
-    arguments = {"image_size": SIZE, "batch": BATCH, "reference": one.reference} | changes
+    arguments = {"batch": BATCH, "reference": one.reference} | changes
     return to_onnx(one.network, **arguments)[0]
 
 
