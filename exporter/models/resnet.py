@@ -210,9 +210,12 @@ class ResNet(nn.Module):
         return [*stem, *(block for stage in self.stages() for block in stage), self.avgpool]
 
     def forward(self, x: Tensor) -> Tensor:
-        for step in self.steps():
-            x = step(x)
-        logits: Tensor = self.fc(torch.flatten(x, 1))
+        x = self.relu(self.bn1(self.conv1(x)))
+        if hasattr(self, "maxpool"):
+            x = self.maxpool(x)
+        for stage in self.stages():  # called as modules: the TorchScript exporter names nodes after what was called
+            x = stage(x)
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return logits
 
 
@@ -257,8 +260,7 @@ class PreActResNet(nn.Module):
         return [self.stem, *blocks, self.norm, self.relu, self.avgpool]
 
     def forward(self, x: Tensor) -> Tensor:
-        for step in self.steps():
-            x = step(x)
+        x = self.avgpool(self.relu(self.norm(self.stages(self.stem(x)))))
         logits: Tensor = self.head.fc(x).flatten(1)
         return logits
 
