@@ -1,8 +1,8 @@
 """What is left of the logits in INT8: ours beside ONNX Runtime's methods and NNCF, in one run.
 
-    python -m benchmarks.int8_quality [--nncf PYTHON] [--network healthy|apart|outliers|tails]
+    python -m benchmarks.int8_quality [--nncf PYTHON] [--network healthy|badly-scaled|outliers|tails]
 
-One ResNet-18 trained on handwritten digits, or a twin of it that is hostile to INT8 (`tests/hostile.py`); the same 256
+One ResNet-18 trained on handwritten digits, or a hard-to-quantize one (`tests/hard_networks.py`); the same 256
 calibration images for everyone, the same backends, 1,000 held-out images. Ours is the default pipeline, and beside it
 each method with weights rounded to the nearest and nothing equalized. NNCF needs an interpreter
 of its own (`python -m venv nncf; nncf/bin/pip install nncf openvino`).
@@ -42,7 +42,7 @@ from resnet_export.exporter.graph.value_ranges import Span, scan_ranges
 from resnet_export.exporter.models.resnet import ResNet
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.parity.report.search_text import sentences
-from tests import hostile
+from tests import hard_networks
 
 Kind = Literal["signed", "unsigned"]
 
@@ -64,9 +64,9 @@ TARGETS: tuple[tuple[TargetName, Kind], ...] = (("tensorrt", "signed"), ("cpu", 
 
 NETWORKS: dict[str, Callable[[ResNet], ResNet] | None] = {
     "healthy": None,
-    "apart": hostile.scaled_apart,
-    "outliers": hostile.with_outliers,
-    "tails": lambda network: hostile.with_hidden_weights(network, 100),
+    "badly-scaled": hard_networks.with_badly_scaled_channels,
+    "outliers": hard_networks.with_outliers,
+    "tails": lambda network: hard_networks.with_hidden_weights(network, 100),
 }
 
 
@@ -167,7 +167,7 @@ def main() -> None:
     )
     parser.add_argument("--nncf", metavar="PYTHON", help="an interpreter that has nncf and openvino")
     parser.add_argument(
-        "--network", choices=NETWORKS, default="healthy", help="the network, or a hostile twin"
+        "--network", choices=NETWORKS, default="healthy", help="the network, or one that is hard to quantize"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the training and the held-out images")
     asked = parser.parse_args()

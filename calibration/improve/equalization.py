@@ -12,7 +12,7 @@ over its quantized tensors T and the layers k that read it: Δ_T = max_c |T_c|/s
 δ_ko = max_c s_c |W_koc| / 127 that of output channel o, q_kc the mean square of the values that meet weights
 of channel c, and g the share of such noise that reaches the logits (`calibration.noise_gain`). In log s, with the
 maxima as p-norms, this is a geometric program: convex, so every scaling of the same network leads to the same
-equalized one, the well-scaled twin and the hostile one alike.
+equalized one, well scaled and badly scaled alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""INT8 of a network that knows something, and of its twins that are hostile to INT8, through the whole export."""
+"""INT8 of a trained network and of hard-to-quantize ones that compute the same, through the whole export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from resnet_export.exporter.models.resnet import ResNet, build
 from resnet_export.runtime import open_session
 from resnet_export.runtime.bundle.manifest import BatchRange, read_manifest
 from resnet_export.runtime.preprocess import to_input
-from tests import hostile, trained
+from tests import hard_networks, trained
 from tests.digits import CLASSES, SIZE
 
 GRAPHS = ("int8.tensorrt", "int8.cpu")
@@ -102,20 +102,20 @@ def test_int8_keeps_accuracy_and_predictions(lab: Lab, graph: str, backend: str)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_a_twin_scaled_apart_exports_as_well_as_the_healthy_network(lab: Lab, graph: str) -> None:
+def test_badly_scaled_channels_export_as_well_as_the_healthy_network(lab: Lab, graph: str) -> None:
     healthy = lab.export(lab.network, "healthy")
-    twin = lab.export(hostile.scaled_apart(lab.network), "apart")
+    changed = lab.export(hard_networks.with_badly_scaled_channels(lab.network), "badly-scaled")
     reference = logits(healthy, "fp32")
-    first, second = logits(healthy, graph), logits(twin, graph)
+    first, second = logits(healthy, graph), logits(changed, graph)
     assert agreement(first, second) >= 99
-    assert decibels(second, logits(twin, "fp32")) >= decibels(first, reference) - 0.5
+    assert decibels(second, logits(changed, "fp32")) >= decibels(first, reference) - 0.5
 
 
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("outliers", hostile.with_outliers),
-        ("tails", lambda network: hostile.with_hidden_weights(network, 100)),
+        ("outliers", hard_networks.with_outliers),
+        ("tails", lambda network: hard_networks.with_hidden_weights(network, 100)),
     ],
 )
 def test_outlier_channels_and_heavy_tails_cost_no_accuracy(
@@ -128,8 +128,10 @@ def test_outlier_channels_and_heavy_tails_cost_no_accuracy(
         assert reference - accuracy(logits(bundle, graph)) <= 0.3
 
 
-def test_where_nothing_holds_the_exit_code_is_1_and_the_culprits_are_named(lab: Lab, tmp_path: Path) -> None:
-    network = hostile.with_hidden_weights(lab.network, 1000, streams=True)
+def test_where_nothing_holds_the_exit_code_is_1_and_sensitive_layers_are_named(
+    lab: Lab, tmp_path: Path
+) -> None:
+    network = hard_networks.with_hidden_weights(lab.network, 1000, streams=True)
     given = ["--weights", lab.save(network, "hopeless"), "--image-size", SIZE, "--int8", "--calib", lab.calib]
     options = [*given, "--engine", "none", "--batch", "1,8,20", "--out", tmp_path / "bundle"]
     result = CliRunner().invoke(cli, list(map(str, options)))

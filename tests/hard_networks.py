@@ -1,4 +1,4 @@
-"""Networks that are hostile to INT8, made from a healthy one without a change of what it computes.
+"""Hard-to-quantize networks, made from a healthy one without a change of what it computes.
 
 Strong training recipes leave networks whose channels differ by orders of magnitude, whose range a few outlier
 channels decide, and whose weights are hidden beneath large constants. In floating point none of that matters.
@@ -46,26 +46,26 @@ def groups(network: ResNet) -> Iterator[Group]:
 
 def rescaled(network: ResNet, factors: Sequence[Tensor]) -> ResNet:
     """Return the network with each group's channels multiplied by float32 [channels] factors, and divided again."""
-    twin = copy.deepcopy(network)
+    changed = copy.deepcopy(network)
     with torch.no_grad():
-        for group, factor in zip(groups(twin), factors, strict=True):
+        for group, factor in zip(groups(changed), factors, strict=True):
             for norm in group.writers:
                 norm.weight *= factor
                 norm.bias *= factor
             for layer in group.readers:
                 layer.weight /= factor.reshape(1, -1, *[1] * (layer.weight.ndim - 2))
-    return twin
+    return changed
 
 
-def scaled_apart(network: ResNet, spread: float = 2.0, seed: int = 0) -> ResNet:
-    """Return a twin with log-normal channel scales: `spread` 2 sets the channels of a tensor a thousand times apart."""
+def with_badly_scaled_channels(network: ResNet, spread: float = 2.0, seed: int = 0) -> ResNet:
+    """Return the same function with log-normal channel scales: at `spread` 2 they are a thousand times apart."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [group.writers[0].num_features for group in groups(network)]
     return rescaled(network, [torch.exp(spread * torch.randn(size, generator=generator)) for size in sizes])
 
 
 def with_outliers(network: ResNet, times: float = 300.0, share: float = 0.02, seed: int = 0) -> ResNet:
-    """Return a twin in which a `share` of every tensor's channels (at least one) is `times` as large as before."""
+    """Return the same function, a `share` of every tensor's channels (at least one) being `times` as large."""
     generator = torch.Generator().manual_seed(seed)
     factors = []
     for group in groups(network):
@@ -85,11 +85,11 @@ def with_hidden_weights(network: ResNet, times: float, *, streams: bool = False)
 
     With `streams` the same is done to what the blocks add up, so that no convolution but the first is spared.
     """
-    twin = copy.deepcopy(network)
+    changed = copy.deepcopy(network)
     with torch.no_grad():
         if streams:
-            _make_constant(twin.bn1, 1.0)
-        for stage in (twin.layer1, twin.layer2, twin.layer3, twin.layer4):
+            _make_constant(changed.bn1, 1.0)
+        for stage in (changed.layer1, changed.layer2, changed.layer3, changed.layer4):
             for block in stage:
                 assert isinstance(block, Block)
                 if streams:
@@ -103,7 +103,7 @@ def with_hidden_weights(network: ResNet, times: float, *, streams: bool = False)
                 if block.depth == 3:
                     _make_constant(block.bn2, 1.0)
                     _hide(block.conv3, block.bn3, times)
-    return twin
+    return changed
 
 
 def _make_constant(norm: nn.BatchNorm2d, value: float) -> None:
