@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from resnet_export.calibration.data.dataset import DatasetWarning
 from resnet_export.calibration.observe.table import read_table
 from resnet_export.exporter.cli import cli
 from resnet_export.exporter.models.classifier import load_classifier
@@ -127,9 +128,10 @@ def test_a_table_of_another_graph_is_refused_and_both_hashes_are_named(bundle: P
         (natural_crops(1, SIZE, seed=0), "single image"),
         (np.full((4, SIZE, SIZE, 3), 90, np.uint8), "single color"),
         (np.zeros((4, SIZE, SIZE, 3), np.float32), "float32"),
-        (np.zeros((4, SIZE, SIZE), np.uint8), "[4, 64, 64]"),
+        (np.zeros((4, SIZE), np.uint8), "[4, 64]"),
+        (np.zeros((4, SIZE, SIZE, 5), np.uint8), "[4, 64, 64, 5]"),
     ],
-    ids=["no images", "one image", "constant images", "wrong dtype", "wrong shape"],
+    ids=["no images", "one image", "constant images", "wrong dtype", "no pixels", "five channels"],
 )
 def test_images_that_cannot_be_calibrated_on_are_refused(
     images: np.ndarray, expected: str, tmp_path: Path
@@ -215,7 +217,7 @@ def test_a_budget_is_held_on_the_calibration_images_and_reported_layer_by_layer(
     assert found["method"] == "mse"
     for verdict in found["verdicts"]:
         assert "disagreement ≤ 100" in verdict["limit"]
-        assert verdict["judged"]["images"] == 32
+        assert verdict["validation"]["images"] == 32
     assert {layer["layer"] for layer in found["layers"]} >= {"conv1", "layer4.1.conv2", "fc"}
 
 
@@ -236,7 +238,8 @@ def test_nothing_is_said_of_held_out_images_where_unreadable_ones_leave_too_few(
     (tmp_path / "photos" / "3.png").write_bytes(b"no image")  # eight would be enough, seven are not
     out = tmp_path / "bundle"
     given = ("--exclude", "none", "--engine", "none", "--out", out)
-    result = run(*EXPORT, "--int8", "--calib", tmp_path / "photos", *given)
+    with pytest.warns(DatasetWarning, match=r"1 of 8 images of .* cannot be read"):
+        result = run(*EXPORT, "--int8", "--calib", tmp_path / "photos", *given)
     assert result.exit_code == 0, result.output
     report = json.loads((out / "report.json").read_text())
     assert (report["int8"]["images"], report["int8"]["held_out"]) == (7, 0)
