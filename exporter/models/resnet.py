@@ -213,7 +213,8 @@ class ResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         if hasattr(self, "maxpool"):
             x = self.maxpool(x)
-        for stage in self.stages():  # called as modules: the TorchScript exporter names nodes after what was called
+        # Called as modules: the TorchScript exporter names nodes after what was called.
+        for stage in self.stages():
             x = stage(x)
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return logits
