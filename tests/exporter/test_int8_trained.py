@@ -138,7 +138,7 @@ def test_where_nothing_holds_the_exit_code_is_1_and_sensitive_layers_are_named(
     assert result.exit_code == 1, result.output
     artifact = read_manifest(tmp_path / "bundle").artifact("int8.tensorrt")
     assert artifact.refusal is not None
-    assert "the layers to blame are layer" in artifact.refusal
+    assert "the most sensitive layers are layer" in artifact.refusal
     assert artifact.refusal in result.output
     assert not any(verdict.passed for verdict in artifact.parity)
     again = CliRunner().invoke(
