@@ -3,7 +3,7 @@
     python -m benchmarks.layer_limits BUNDLE...
 
 For each artifact of each bundle, and for int8 graphs with ranges by each other method of the bundle's table, the
-worst layer of every kind, the worst gain and the worst coarseness. Nothing should depart.
+worst layer of every kind, the worst gain and the worst coarseness. Nothing should diverge.
 """
 
 from __future__ import annotations

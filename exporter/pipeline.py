@@ -121,8 +121,9 @@ def export(
         written = write_graphs(stage, job, graphs)
         engines = build_engines(written, job, progress)
         contents = write_rest(stage, job, photos, golden, graphs, written, lowered, engines, remarks)
-        report = check(stage.preview(describe(contents)), lowered, written, progress)
-        write_reports(stage, contents, report)
+        staged = stage.preview(describe(contents))
+        report = check(staged, lowered, written, progress)
+        write_reports(stage, staged, report)
         bundle = stage.commit(describe(contents, report))
     if job.engines.required and engines.failures:
         failure = engines.failures[0]
@@ -265,10 +266,9 @@ def check(
     )
 
 
-def write_reports(stage: Staging, contents: Contents, report: ParityReport) -> None:
+def write_reports(stage: Staging, staged: Path, report: ParityReport) -> None:
     """Write the report in every form for which the packages are there."""
     stage.write(REPORT, encode_report(report))
     stage.write("report.md", markdown.render(report).encode())
     if page.installed():
-        staged = stage.preview(describe(contents))
         stage.write("report.html", page.render(report, page.gather(staged, report)))

@@ -25,10 +25,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from resnet_export.calibration.data.inputs import in_fours
 from resnet_export.calibration.improve.channel_scaling import ChannelGroup, by_input, channel_groups, rescale
 from resnet_export.calibration.improve.noise_gain import noise_gains
-from resnet_export.calibration.observe.activations import activations
+from resnet_export.calibration.observe.activations import activations, in_fours
 from resnet_export.calibration.observe.ranges import SYMMETRIC_STEPS
 from resnet_export.calibration.quantize.placement import tensors_to_observe
 from resnet_export.calibration.quantize.plan import Equalization

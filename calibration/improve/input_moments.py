@@ -19,9 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from resnet_export.calibration.data.inputs import in_fours
 from resnet_export.calibration.improve.channel_scaling import group_count
-from resnet_export.calibration.observe.activations import activations
+from resnet_export.calibration.observe.activations import activations, in_fours
 from resnet_export.calibration.quantize.topology import Layer, Topology
 from resnet_export.runtime.errors import DatasetError
 from resnet_export.runtime.progress import Progress, silent

@@ -14,7 +14,7 @@ from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.quantize.tensor_types import infer_types
 from resnet_export.runtime.errors import DatasetError, ExportError
 
-__all__ = ["activations", "float_tensors", "observed_graph"]
+__all__ = ["activations", "float_tensors", "in_fours", "observed_graph"]
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
 
@@ -102,3 +102,10 @@ def _is_finite(array: NDArray[Any]) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):
         total = array.sum(dtype=np.float32)
     return bool(np.isfinite(total)) or bool(np.isfinite(array).all())
+
+
+def in_fours(batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """Cut batches into parts of at most four images: as fast as more, whose activations would take a gigabyte."""
+    for batch in batches:
+        for start in range(0, len(batch), 4):
+            yield batch[start : start + 4]

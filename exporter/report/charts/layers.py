@@ -81,7 +81,7 @@ def _cells(layer: LayerFigure) -> tuple[str, ...]:
 
 
 def layer_chart(found: Layerwise, name: str) -> Markup:
-    """Draw the ratio of the layers in place; layers that depart are crosses, and the first of them is named.
+    """Draw the ratio of the layers in place; layers that diverge are crosses, and the first of them is named.
 
     Not every layer has a ratio: one without error has none, nor has one that is missing or whose output exists
     nowhere outside a fused pair. The line runs past them.
