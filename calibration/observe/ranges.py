@@ -151,12 +151,13 @@ def _over_images(
     def side(extremes: Counter[int], sign: int) -> float:
         bins, counts = (np.array(one, np.int64) for one in zip(*extremes.items(), strict=True))
         sizes = np.maximum(sign * bin_values(bins), 0.0)
-        order = np.lexsort(
-            (bins, sizes)
-        )  # of the values, not of the images: sums come out the same in any order
+        # Of the values, not of the images: sums come out the same in any order.
+        order = np.lexsort((bins, sizes))
         return chosen(sizes[order], counts[order])
 
-    low, high = -side(stats.lows, -1), side(stats.highs, 1)
+    # The middle of a bin may lie beyond what was seen on its side, and `amax` is the greater of what both sides keep.
+    low = max(-side(stats.lows, -1), min(stats.low, 0.0))
+    high = min(side(stats.highs, 1), max(stats.high, 0.0))
     return Range(amax=max(-low, high), low=low, high=high)
 
 

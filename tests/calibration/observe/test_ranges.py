@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -217,6 +217,11 @@ def test_a_few_images_with_huge_activations_do_not_widen_the_range_of_the_others
         max_size=8,
     ),
     st.integers(0, 8),
+)
+# The middle of the greatest value's bin lies beyond the greatest value, and within the least one's magnitude.
+@example(
+    [np.array([9.953038e29], np.float32), np.array([9.953038e29, -9.953039e29], np.float32)],
+    0,
 )
 def test_ranges_over_images_follow_numpy_and_merge_bit_for_bit_in_any_order(
     groups: list[NDArray[np.float32]], cut: int
