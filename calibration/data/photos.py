@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -168,28 +168,28 @@ def load_photos(
     )
 
 
-def check_for_calibration(photos: Photos) -> None:
-    """Refuse images that ranges cannot be measured on.
+def check_for_calibration(crops: Iterable[NDArray[np.uint8]], source: str) -> None:
+    """Refuse images of `source`, uint8 [H, W, C] each, that ranges cannot be measured on.
 
-    That takes at least two that differ and are not a single color each. Raises DatasetError.
+    That takes at least two that differ and are not a single color each. Reading stops as soon as they are found, mostly
+    with the second image. Raises DatasetError.
     """
+    count = 0
     pictures = set()
-    for crop in photos.images:
+    for crop in crops:
+        count += 1
         if (crop != crop[0, 0]).any():
             pictures.add(hashlib.sha256(crop.tobytes()).digest())
         if len(pictures) > 1:
             return
-    if len(photos) == 1:
+    if count == 1:
         found = "a single image"
     elif pictures:
-        found = (
-            f"only one picture in {len(photos)} images, the others being copies of it or of a single color"
-        )
+        found = f"only one picture in {count} images, the others being copies of it or of a single color"
     else:
-        found = f"{len(photos)} images, each of a single color"
+        found = f"{count} images, each of a single color"
     raise DatasetError(
-        f"{photos.description.source!r} has {found}; calibrate on at least 2 different photographs, "
-        "better 100 or more"
+        f"{source!r} has {found}; calibrate on at least 2 different photographs, better 100 or more"
     )
 
 

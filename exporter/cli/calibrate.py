@@ -125,21 +125,21 @@ def _calibrated(
             "there are no images to calibrate on; give --calib a folder, an .npz or a list file"
         )
     from resnet_export.calibration.data.dataset import open_dataset
-    from resnet_export.calibration.data.photos import check_for_calibration, load_photos
+    from resnet_export.calibration.data.photos import BATCH, check_for_calibration
     from resnet_export.calibration.observe.calibrate import calibrate
     from resnet_export.calibration.observe.graph_source import read_source
+    from resnet_export.runtime.preprocess import to_input
 
     (source,) = sources
     check_outputs({"--out": out}, {"BUNDLE|ONNX": source, "--calib": calib})
     graph = read_source(source)
     dataset = open_dataset(calib, preprocessing=graph.preprocessing, limit=calib_count, seed=seed)
-    progress = progress_bar(quiet=quiet)
-    photos = load_photos(dataset, progress=progress)
-    check_for_calibration(photos)
+    check_for_calibration((batch.images[0] for batch in dataset.batches(1)), str(dataset.source))
+    # One pass: nothing would be gained by holding the crops, and any number of images takes the same memory.
     return calibrate(
         graph.model,
-        photos.inputs(),
+        (to_input(batch.images, graph.preprocessing) for batch in dataset.batches(BATCH)),
         methods=(method,),
-        total=len(photos),
-        progress=progress,
+        total=len(dataset),
+        progress=progress_bar(quiet=quiet),
     )

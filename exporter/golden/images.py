@@ -41,7 +41,7 @@ def choose_photos(
         num_classes=len(labels),
     )
     photos = load_photos(dataset, progress=progress)
-    check_for_calibration(photos)
+    check_for_calibration(photos.images, photos.description.source)
     return photos
 
 

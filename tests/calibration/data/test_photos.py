@@ -155,11 +155,11 @@ def test_normalization_in_the_graph_leaves_the_crops_as_they_are(tmp_path: Path)
 )
 def test_images_that_no_range_can_be_measured_on_are_refused(images: np.ndarray, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
-        check_for_calibration(Photos.of(images, SMALL))
+        check_for_calibration(images, "memory")
 
 
 def test_two_different_photographs_are_enough() -> None:
-    check_for_calibration(Photos.of(pictures(2), SMALL))
+    check_for_calibration(pictures(2), "memory")
 
 
 # Larger than memory
