@@ -82,7 +82,7 @@ def bench(
         artifacts=None if artifacts is None else tuple(artifacts),
         backends=None if backends is None else tuple(backends),
     )
-    planned = plan(manifest, probe(), asked)
+    planned = plan(manifest, probe(imports=True), asked)
     if not planned.runs:
         reasons = "; ".join(dict.fromkeys(item.reason for item in planned.skipped))
         raise NoBackendError(

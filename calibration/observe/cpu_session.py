@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.runtime.errors import DependencyError, ExportError
+from resnet_export.runtime.backends.libraries import import_library
+from resnet_export.runtime.errors import BackendError, DependencyError, ExportError
 
 __all__ = ["CpuSession", "cpu_threads"]
 
@@ -43,11 +44,10 @@ class CpuSession:
         Raises DependencyError without ONNX Runtime, and ExportError when it refuses the graph.
         """
         try:
-            import onnxruntime
-        except ImportError as error:
+            onnxruntime = import_library("onnxruntime")
+        except BackendError as error:
             raise DependencyError(
-                "onnxruntime is not installed, and every graph is checked with it; "
-                "run: pip install 'resnet-export[cpu]'"
+                f"{error}, and every graph is checked with it; run: pip install 'resnet-export[cpu]'"
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or cpu_threads()

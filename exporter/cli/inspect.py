@@ -32,7 +32,7 @@ def command(bundle: Path, layers: bool, as_json: bool, **request: Any) -> None:
     """
     manifest = verify_bundle(bundle)
     reports = read_reports(bundle, manifest) if layers else ()
-    host = probe()
+    host = probe(imports=True)  # as a session and a parity check find out
     resolution = resolve(manifest, host, parse_request(manifest, **request))
     if as_json:
         found: dict[str, object] = {"manifest": manifest, "host": host, "resolution": resolution}

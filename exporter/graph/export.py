@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import onnx
-import onnxsim
 import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
 
 from resnet_export.exporter.graph.module_names import canonical, module_paths, node_names, paths_after
 from resnet_export.exporter.graph.stage_check import LOGITS, Reference, StageCheck, check_stage, serialize
+from resnet_export.runtime.backends.libraries import import_library
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import ExportError
 
@@ -105,6 +105,9 @@ def simplify(graph: ExportedGraph) -> ExportedGraph:
     Nodes that survive keep their names and modules. A graph in which there is nothing to simplify comes back
     with the same bytes.
     """
+    import_library("onnxruntime")  # without its telemetry, which onnxsim would start
+    import onnxsim
+
     try:
         model, _ = onnxsim.simplify(graph.model)
     except Exception as error:

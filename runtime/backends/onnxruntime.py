@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.runtime.backends.libraries import import_library
 from resnet_export.runtime.backends.protocol import OpenRequest, native_error
 from resnet_export.runtime.backends.signature import Tensor, check_signature
 from resnet_export.runtime.bundle.manifest import BatchRange
@@ -82,10 +83,7 @@ def open_session(
         raise BackendError(
             f"ONNX Runtime runs artifact {name!r} in {request.artifact.precision}, not in {request.precision}"
         )
-    try:
-        import onnxruntime
-    except Exception as error:
-        raise native_error("onnxruntime is installed but cannot be imported", error) from error
+    onnxruntime = import_library("onnxruntime")
     if not plugin and request.provider not in onnxruntime.get_available_providers():
         raise BackendError(
             f"this build of ONNX Runtime ({onnxruntime.__version__}) has no {request.provider}; install "

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.runtime.backends.libraries import import_library
 from resnet_export.runtime.backends.protocol import OpenRequest, native_error
 from resnet_export.runtime.backends.signature import Tensor, check_signature
 from resnet_export.runtime.bundle.manifest import BatchRange
@@ -62,10 +63,7 @@ class OpenVinoBackend:
 def open_backend(request: OpenRequest) -> OpenVinoBackend:
     """Open an ONNX artifact on the CPU. Raises BackendError."""
     name = request.artifact.name
-    try:
-        import openvino
-    except Exception as error:
-        raise native_error("openvino is installed but cannot be imported", error) from error
+    openvino = import_library("openvino")
     hint = "bf16" if request.precision == Precision.BF16 else "f32"
     config: dict[str, str | int] = {_HINT: hint, "PERFORMANCE_HINT": "LATENCY"}
     if request.threads is not None:

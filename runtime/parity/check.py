@@ -94,7 +94,7 @@ def run_parity(
     require_same(read_manifest(bundle), manifest)
     if not np.isfinite(golden.logits[EAGER]).all():
         raise BundleError("the recorded eager logits hold NaN or infinity; export the bundle again")
-    host = probe()
+    host = probe(imports=True)
     planned = plan(manifest, host, asked)
     if batches is not None and eager is None and not any(map(is_reference, planned.runs)):
         raise NoBackendError(

@@ -73,7 +73,7 @@ def _package_installed(candidate: Candidate, at: SelectionContext) -> str | None
     if route.required and not {package.distribution for package in packages} & set(route.required):
         have = " and ".join(f"{package.distribution} {package.version}" for package in packages)
         return f"needs {' or '.join(route.required)}, this host has {have} ({route.install})"
-    return None
+    return packages[0].failure
 
 
 def _gpu_present(candidate: Candidate, at: SelectionContext) -> str | None:

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from resnet_export.runtime.backends.libraries import import_library
 from resnet_export.runtime.backends.routes import ROUTES
+from resnet_export.runtime.errors import BackendError
 
 # The instruction sets that decide which arithmetic an engine can use, as Linux names them (x86-64, then Arm).
 CPU_FEATURES = (
@@ -48,11 +50,15 @@ _COMPUTE_CAPABILITY_MINOR = 76
 
 
 class Package(msgspec.Struct, frozen=True, kw_only=True):
-    """An installed backend. `version` is None when no known distribution claims the module."""
+    """An installed backend. `version` is None when no known distribution claims the module.
+
+    `failure` says why the module cannot be imported; None when it can, or was not tried.
+    """
 
     module: str
     distribution: str
     version: str | None
+    failure: str | None = None
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,8 +97,10 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
         return next((package for package in self.packages if package.module == module), None)
 
 
-def probe() -> HostFacts:
+def probe(*, imports: bool = False) -> HostFacts:
     """Look at this machine.
+
+    With `imports` the packages of every backend that could run here are imported, too, to find those that cannot be.
 
     Initializes the CUDA driver where there is one, but creates no context; honours `CUDA_VISIBLE_DEVICES`.
     As after any use of CUDA, a process that forks afterwards cannot use the GPU in its children. Raises
@@ -103,6 +111,8 @@ def probe() -> HostFacts:
     features, cpu_note = _cpu_features()
     packages = find_packages()
     query = query_gpus()
+    if imports:
+        packages = try_imports(packages, gpu=bool(query.gpus))
     return HostFacts(
         system=_SYSTEM,
         machine=platform.machine(),
@@ -156,6 +166,20 @@ def find_packages() -> tuple[Package, ...]:
         ]
         found += claims or [Package(module=module, distribution=module, version=None)]
     return tuple(found)
+
+
+def try_imports(packages: tuple[Package, ...], *, gpu: bool) -> tuple[Package, ...]:
+    """Return the packages with the failures of those that cannot be imported; those for GPUs only with `gpu`."""
+    wanted = {route.module for route in ROUTES if gpu or route.device == "cpu"}
+    failures: dict[str, str | None] = {}
+    for module in {package.module for package in packages} & wanted:
+        try:
+            import_library(module)
+        except BackendError as error:
+            failures[module] = str(error)
+    return tuple(
+        msgspec.structs.replace(package, failure=failures.get(package.module)) for package in packages
+    )
 
 
 def _is_installed(module: str) -> bool:

@@ -6,7 +6,6 @@ import builtins
 import dataclasses
 import importlib
 import inspect
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -284,8 +283,17 @@ def test_an_interrupt_is_not_an_error_of_the_backend(monkeypatch: pytest.MonkeyP
 def test_a_package_that_cannot_be_imported_is_a_backend_error(
     monkeypatch: pytest.MonkeyPatch, route: Route
 ) -> None:
-    monkeypatch.setitem(sys.modules, route.module, None)
-    with pytest.raises(BackendError, match="is installed but cannot be imported"):
+    real = importlib.import_module
+
+    def fail(name: str, *rest: str) -> object:
+        if name == route.module:
+            raise RuntimeError("Could not determine home directory.")
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(
+        BackendError, match=f"{route.module} is installed but cannot be imported: Could not determine"
+    ):
         open_backend(route, request_for(route))
 
 
