@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from resnet_export.runtime.batching import BatchingSpec
     from resnet_export.runtime.bundle.manifest import (
         Artifact,
         BatchRange,
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
         IntegrityError,
         KeyMismatchError,
         NoBackendError,
+        QueueFullError,
         RequestError,
+        RequestTimeoutError,
         ResnetExportError,
         SchemaError,
         SessionClosedError,
@@ -54,6 +57,7 @@ __all__ = [
     "Artifact",
     "BackendError",
     "BatchRange",
+    "BatchingSpec",
     "BundleError",
     "CheckpointError",
     "Choice",
@@ -73,7 +77,9 @@ __all__ = [
     "Precision",
     "Prediction",
     "Preprocessing",
+    "QueueFullError",
     "RequestError",
+    "RequestTimeoutError",
     "ResnetExportError",
     "Resolution",
     "SchemaError",
@@ -90,6 +96,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "batching": ("BatchingSpec",),
     "select.choice": ("Choice", "Considered", "Resolution"),
     "select.spec": ("SessionSpec",),
     "errors": (
@@ -103,7 +110,9 @@ _HOMES = {
         "IntegrityError",
         "KeyMismatchError",
         "NoBackendError",
+        "QueueFullError",
         "RequestError",
+        "RequestTimeoutError",
         "ResnetExportError",
         "SchemaError",
         "SessionClosedError",

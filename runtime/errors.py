@@ -13,6 +13,8 @@
     ├── BackendError               a backend refused an artifact, or failed while running it
     │   └── NoBackendError         nothing on this host runs the bundle as asked; `.trace` says why
     ├── ExportError                a step of the export produced something that fails its own check
+    ├── QueueFullError             a queue of requests is full, and its session rejects more
+    ├── RequestTimeoutError        a request had no result by its deadline; also a TimeoutError
     └── SessionClosedError         a session was used after `close()`
 
 Each message is one sentence: what was found, what was expected, what to do. The command line prints it
@@ -37,7 +39,9 @@ __all__ = [
     "IntegrityError",
     "KeyMismatchError",
     "NoBackendError",
+    "QueueFullError",
     "RequestError",
+    "RequestTimeoutError",
     "ResnetExportError",
     "SchemaError",
     "SessionClosedError",
@@ -45,7 +49,15 @@ __all__ = [
 
 
 class ResnetExportError(Exception):
-    """The base of everything that this project raises on purpose."""
+    """The base of everything that this project raises on purpose.
+
+    Attributes:
+        index: the position, among the images of one call, of the one that it concerns; None where it concerns all.
+        path: the path of that image, where it was given as one.
+    """
+
+    index: int | None = None
+    path: str | None = None
 
 
 class RequestError(ResnetExportError):
@@ -120,6 +132,14 @@ class NoBackendError(BackendError):
 
 class ExportError(ResnetExportError):
     """A step of the export produced something that fails its own check."""
+
+
+class QueueFullError(ResnetExportError):
+    """A queue of requests is full, and its session rejects more: the caller is to come back later."""
+
+
+class RequestTimeoutError(ResnetExportError, TimeoutError):
+    """A request had no result by its deadline."""
 
 
 class SessionClosedError(ResnetExportError):

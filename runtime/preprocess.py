@@ -47,6 +47,7 @@ __all__ = [
     "ImageFile",
     "ImageSource",
     "decode",
+    "is_one_image",
     "load",
     "normalize",
     "prepare",
@@ -87,6 +88,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 
 _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES_PER_PIXEL = 258, 262, 277
 _EXIF_ORIENTATION = 0x0112
+
+_HOST_MEMORY = (1, 3)  # DLDeviceType: kDLCPU and kDLCUDAHost
 
 
 # What else people hand over, by how it starts.
@@ -135,6 +138,14 @@ def load(
     )
 
 
+def is_one_image(value: object) -> bool:
+    """Tell whether `value` is an image where several are expected: one in any form, or an array of less than 4 axes."""
+    if isinstance(value, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(value, "read"):
+        return True
+    shape = getattr(value, "shape", None) if hasattr(value, "__dlpack__") else None
+    return shape is not None and len(shape) < 4
+
+
 def decode(
     source: ImageSource, *, channels: int = 3, color: ColorOrder | None = None, name: str | None = None
 ) -> Image:
@@ -142,7 +153,8 @@ def decode(
 
     Args:
         source: a path; the bytes of an image file; such a file opened in binary mode, or an `io.BytesIO`; a PIL image
-            of any mode; or an array, uint8 [H, W] or [H, W, 1] (grayscale), [H, W, 3] or [H, W, 4] (color, and alpha).
+            of any mode; or an array, uint8 [H, W] or [H, W, 1] (grayscale), [H, W, 3] or [H, W, 4] (color, and alpha),
+            of NumPy or of whatever speaks DLPack and lies in host memory.
         channels: 1 for a grayscale image (PIL's mode L), 3 for RGB, 4 for RGBA.
         color: the order of an array's channels, "rgb" or "bgr". **OpenCV's frames are BGR**, and nothing in an array
             says so. None is "rgb", with a ColorOrderWarning where OpenCV is loaded. Files and PIL images know their
@@ -162,8 +174,9 @@ def decode(
         raise ImageError(f"color is {color!r}, expected 'rgb', or 'bgr' for OpenCV's frames")
     if isinstance(source, Image.Image):
         return _to_mode(source, mode, name)
-    if isinstance(source, np.ndarray):
-        return _to_mode(_from_array(source, color, name), mode, name)
+    array = _host_array(source)
+    if array is not None:
+        return _to_mode(_from_array(array, color, name), mode, name)
     if isinstance(source, bytes | bytearray | memoryview):
         with io.BytesIO(source) as file:
             return _decode_file(file, mode, name)
@@ -450,6 +463,17 @@ def _upright(image: Image, orientation: int) -> Image:
     upright = image.transpose(turns[orientation])
     upright.info = {}  # Without its EXIF, or a second decode() would turn it again.
     return upright
+
+
+def _host_array(source: object) -> NDArray[Any] | None:
+    """Return an array in host memory, NumPy's or any that speaks DLPack, as NumPy's; None for everything else."""
+    if isinstance(source, np.ndarray):
+        return source
+    try:
+        device, _ = source.__dlpack_device__()  # type: ignore[attr-defined]
+        return np.from_dlpack(source) if device in _HOST_MEMORY else None  # type: ignore[arg-type]
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return None  # no such protocol, or a dtype or state that it cannot express
 
 
 def _from_array(array: NDArray[np.uint8], color: ColorOrder | None, name: str) -> Image:

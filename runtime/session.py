@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import os
-import threading
+import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, get_args, overload
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_export.runtime.backends.protocol import Backend, OpenRequest
-from resnet_export.runtime.backends.routes import find_route, open_backend
-from resnet_export.runtime.batching import MicroBatcher
-from resnet_export.runtime.bundle.manifest import Manifest, read_artifact, read_stable
-from resnet_export.runtime.bundle.recovery import locate
-from resnet_export.runtime.errors import (
-    BackendError,
-    ImageError,
-    NoBackendError,
-    RequestError,
-    SessionClosedError,
-)
-from resnet_export.runtime.kernel_cache import open_cache
-from resnet_export.runtime.open_calls import Gate
+from resnet_export.runtime.batching import BatchingSpec
+from resnet_export.runtime.bundle.manifest import Manifest, Preprocessing, read_stable
+from resnet_export.runtime.errors import ImageError, RequestError, ResnetExportError
+from resnet_export.runtime.image_stream import chunks, map_ahead
+from resnet_export.runtime.loaded_model import LoadedModel, Request, describe, load_model
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.prediction import Prediction
-from resnet_export.runtime.preprocess import ImageSource, load
-from resnet_export.runtime.runner import Request, Runner, describe
+from resnet_export.runtime.preprocess import ColorOrder, ImageSource, is_one_image, load, to_input
 from resnet_export.runtime.select.choice import Choice, Considered
-from resnet_export.runtime.select.host import HostFacts, probe
-from resnet_export.runtime.select.resolver import explain, resolve
-from resnet_export.runtime.select.spec import SessionSpec, parse_request
+from resnet_export.runtime.select.host import probe, usable_cpus
+from resnet_export.runtime.select.spec import parse_request
+from resnet_export.runtime.served_model import ServedModel
 
 if TYPE_CHECKING:
+    import asyncio
     from concurrent.futures import Future
 
 __all__ = ["Session", "open_session"]
+
+OnError: TypeAlias = Literal["raise", "return"]
+"""What becomes of an image that cannot be classified: its error is raised, or stands in its place."""
+
+_DECODE_AHEAD = 2  # batches
+_DECODERS = 8  # threads, where there are as many CPUs
 
 
 def open_session(
@@ -52,6 +50,7 @@ def open_session(
     artifact: str | None = None,
     device: int | str | None = None,
     threads: int | None = None,
+    batching: BatchingSpec | None = None,
 ) -> Session:
     """Open the bundle in the folder `path` with the best engine that this host has for it.
 
@@ -62,6 +61,7 @@ def open_session(
         artifact: the name of one artifact of the bundle, whatever its parity check said.
         device: "cpu", "gpu", or the index of a GPU; also as PyTorch spells them, "cuda" and "cuda:1".
         threads: number of CPU threads; by default the engine decides.
+        batching: how `Session.submit` collects requests: batch size, delay, queue, and what a full queue does.
 
     What is None is chosen by the rules of `resnet_export.runtime.select.resolver`; `Session.trace` says why. A choice
     that cannot be opened is rejected for the next best, with the error in the trace, unless `backend` or
@@ -78,48 +78,54 @@ def open_session(
     for warning in host.warnings:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
 
-    def load_bundle(manifest: Manifest) -> Session:
+    def load_bundle(manifest: Manifest) -> LoadedModel:
         request = parse_request(
             manifest, backend=backend, precision=precision, artifact=artifact, device=device, threads=threads
         )
-        return _open(path, manifest, host, request)
+        return load_model(path, manifest, host, request, batching)
 
-    return read_stable(path, load_bundle)
+    def load_again() -> LoadedModel:
+        return read_stable(path, load_bundle)
+
+    return Session(load_again(), load_again)
 
 
 class Session:
     """An opened bundle; made by `open_session`. All methods may be called from many threads at once.
 
     It belongs to the process that opened it: a fork of that process is refused, and so is pickling.
+
+    Wherever images are taken, they are paths, bytes of image files, open binary files, PIL images, or uint8 arrays
+    [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], of NumPy or of anything that speaks DLPack in host memory. **Arrays are
+    RGB unless `color="bgr"` says otherwise: OpenCV's frames are BGR.**
     """
 
-    def __init__(
-        self, manifest: Manifest, backend: Backend, choice: Choice, trace: tuple[Considered, ...]
-    ) -> None:
-        self._runner = Runner(manifest, backend, Gate())
-        self._choice = choice
-        self._trace = trace
-        self._lock = threading.Lock()
-        self._batcher: MicroBatcher[Request, list[Prediction]] | None = None
-        self._closing = False
+    def __init__(self, model: LoadedModel, load_again: Callable[[], LoadedModel]) -> None:
+        self._served = ServedModel(model)
+        self._load_again = load_again
         # Nothing that runs later knows the session, so that one that is dropped without `close` is still collected.
-        self._release: weakref.finalize[..., Session] = weakref.finalize(self, _close_backend, self._runner)
+        self._release = weakref.finalize(self, self._served.close_later)
         self._release.atexit = False  # the process frees everything anyway
 
     @property
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
-        return self._runner.manifest
+        return self._served.current.manifest
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, by index."""
+        return self.manifest.labels
 
     @property
     def choice(self) -> Choice:
         """What runs, with all that the engine has had to say of it until now."""
-        return msgspec.structs.replace(self._choice, notes=(*self._runner.backend.notes, *self._choice.notes))
+        return self._served.current.choice
 
     @property
     def trace(self) -> tuple[Considered, ...]:
         """Every artifact on every engine, best first, and why it does or does not run."""
-        return _with_notes(self._trace, self.choice.notes)
+        return self._served.current.trace
 
     def run(self, batch: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the logits of a batch: float32 [N, classes], in memory of their own.
@@ -134,7 +140,8 @@ class Session:
             BackendError: the engine failed.
             SessionClosedError: the session is closed, or this process is a fork of the one that opened it.
         """
-        return self._runner.run(batch)
+        with self._served.use() as model:
+            return model.run(batch)
 
     def run_on_device(self, batch: Any) -> Any:
         """Return the logits of a batch that lies on the GPU: float32 [N, classes] there, nothing is copied.
@@ -148,75 +155,201 @@ class Session:
             BackendError: the engine failed.
             SessionClosedError: the session is closed.
         """
-        return self._runner.run_on_device(batch)
+        with self._served.use() as model:
+            return model.run_on_device(batch)
 
-    def classify(self, images: Iterable[ImageSource], top: int = 5) -> list[list[Prediction]]:
+    def preprocess(
+        self, image: ImageSource, *, color: ColorOrder | None = None
+    ) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """Return what `run` takes, with N = 1: the image decoded, resized, cropped and, where it has to be, normalized.
+
+        `np.concatenate` makes a batch of several. Raises ImageError, and RequestError for another `color`.
+        """
+        _check_color(color)
+        preprocessing = self.manifest.preprocessing
+        return to_input(load(image, preprocessing, color=color)[None], preprocessing)
+
+    def warmup(self) -> None:
+        """Run a batch of 1 and one of `batch.opt` images of zeros: what engines do on first use is then done.
+
+        Raises BackendError, SessionClosedError.
+        """
+        with self._served.use() as model:
+            model.warmup()
+
+    @overload
+    def classify(
+        self,
+        images: Iterable[ImageSource],
+        top: int = 5,
+        *,
+        color: ColorOrder | None = None,
+        on_error: Literal["raise"] = "raise",
+    ) -> list[list[Prediction]]: ...
+
+    @overload
+    def classify(
+        self,
+        images: Iterable[ImageSource],
+        top: int = 5,
+        *,
+        color: ColorOrder | None = None,
+        on_error: Literal["return"],
+    ) -> list[list[Prediction] | ResnetExportError]: ...
+
+    def classify(
+        self,
+        images: Iterable[ImageSource],
+        top: int = 5,
+        *,
+        color: ColorOrder | None = None,
+        on_error: OnError = "raise",
+    ) -> Sequence[list[Prediction] | ResnetExportError]:
         """Return the `top` most probable labels of each image, best first.
 
         Args:
-            images: paths, bytes of image files, PIL images, or uint8 arrays [H, W], [H, W, 3] or [H, W, 4];
-                consumed and run in batches of the manifest's `batch.opt`.
+            images: images of any sizes, see `Session`; consumed and run in batches of the manifest's `batch.opt`. The
+                next two batches are decoded, in threads, while one runs.
             top: how many labels; a network with fewer classes returns them all.
+            color: the order of an array's channels, "rgb" or "bgr" (OpenCV).
+            on_error: "raise" the first error, or "return" each in the place of its image's labels, so that one bad
+                image does not cost the others. An error has the image's `index` among `images`, and its `path`.
 
         Raises:
             RequestError: `top` is below 1, or `images` is one image instead of several.
             ImageError: an image cannot be decoded; the message says which.
             BackendError, SessionClosedError: as `run`.
         """
+        return list(self.stream(images, top, color=color, on_error=on_error))
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        top: int = 5,
+        *,
+        color: ColorOrder | None = None,
+        on_error: OnError = "raise",
+    ) -> Iterator[list[Prediction] | ResnetExportError]:
+        """Yield what `classify` returns, batch by batch: for more images than fit into memory, or without end.
+
+        At most three batches of images are held at once. Raises as `classify` does; wrong arguments, before iteration.
+        """
         _check_top(top)
-        single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(
-            images, "read"
-        )
-        flat = isinstance(images, np.ndarray) and images.ndim < 4
-        if single or flat or not isinstance(images, Iterable):
+        _check_color(color)
+        if on_error not in get_args(OnError):
+            raise RequestError(f"on_error is {on_error!r}, expected 'raise' or 'return'")
+        if is_one_image(images) or not isinstance(images, Iterable):
             raise RequestError(
                 f"classify takes several images and got one {type(images).__name__}; put it in a list"
             )
-        crops = (
-            load(image, self.manifest.preprocessing, name=_name(image, index))
-            for index, image in enumerate(images)
-        )
-        predictions: list[list[Prediction]] = []
-        for chunk in _chunks(crops, self.manifest.batch.opt):
-            predictions += self._runner.classify([Request(crop, top) for crop in chunk])
-        return predictions
+        self._served.check_open()
+        return self._stream(images, top, color, on_error)
 
-    def submit(self, image: ImageSource, top: int = 5) -> Future[list[Prediction]]:
+    def submit(
+        self,
+        image: ImageSource,
+        top: int = 5,
+        *,
+        color: ColorOrder | None = None,
+        timeout: float | None = None,
+    ) -> Future[list[Prediction]]:
         """Return the future of one image's labels; requests from many threads run in batches.
 
         The image is decoded here, in the calling thread; an ImageError is raised by the future, and concerns
-        no other. Batches have at most `batch.opt` images and wait at most 2 ms to fill. Blocks while four
-        batches are waiting. `close` completes what was submitted.
+        no other. `open_session(batching=…)` sets how batches are collected and how many requests may wait. A future
+        can be canceled until its batch runs. `close` completes what was submitted.
 
-        Raises RequestError when `top` is below 1, SessionClosedError when the session is closed.
+        Args:
+            image, top, color: as for `classify`.
+            timeout: seconds from now after which the future raises RequestTimeoutError; what is still queued then
+                never runs.
+
+        Raises:
+            RequestError: `top` is below 1, `timeout` or `color` is wrong.
+            QueueFullError: the queue is full, and `when_full` is "reject"; with "block" this waits for room.
+            SessionClosedError: the session is closed.
         """
         _check_top(top)
-        self._runner.gate.check_process()
-        batcher = self._start_batcher()
+        _check_color(color)
+        _check_timeout(timeout)
+        from resnet_export.runtime.request_future import RequestFuture
+
+        future: RequestFuture[list[Prediction]] = RequestFuture(timeout)
+        with self._served.use() as model:
+            try:
+                crop = load(image, model.manifest.preprocessing, color=color)
+            except ImageError as error:
+                future.set_exception(_locate(error, None, image))
+                return future
+            return model.batcher.submit(Request(crop, top), future)
+
+    async def aclassify(
+        self,
+        image: ImageSource,
+        top: int = 5,
+        *,
+        color: ColorOrder | None = None,
+        timeout: float | None = None,
+    ) -> list[Prediction]:
+        """Return one image's labels without blocking the event loop, batched with all other requests.
+
+        The image is decoded, and room in the queue is waited for, in asyncio's own threads. A task that is canceled
+        takes its request out of the queue. Arguments as for `submit`.
+
+        Raises what `submit` and its future raise.
+        """
+        import asyncio
+
+        from resnet_export.runtime.request_future import RequestFuture
+
+        _check_timeout(timeout)
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        submitting = loop.run_in_executor(
+            None, partial(self.submit, image, top, color=color, timeout=timeout)
+        )
         try:
-            crop = load(image, self.manifest.preprocessing)
-        except ImageError as error:
-            from concurrent.futures import Future
+            async with asyncio.timeout(timeout):
+                try:
+                    future = await asyncio.shield(submitting)
+                except asyncio.CancelledError:
+                    submitting.add_done_callback(_cancel_submitted)
+                    raise
+                return await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            if (
+                timeout is None
+                or time.monotonic() - started < timeout
+                or isinstance(error, ResnetExportError)
+            ):
+                raise
+            raise RequestFuture(timeout).timed_out() from None
 
-            failed: Future[list[Prediction]] = Future()
-            failed.set_exception(error)
-            return failed
-        return batcher.submit(Request(crop, top))
+    def reload(self) -> None:
+        """Open the bundle's folder again, as this session was opened, and serve what lies there from the next call on.
 
-    def close(self) -> None:
+        The new model is opened and warmed up beside the old one, which goes on serving, completes what was submitted to
+        it, and is then freed. Whatever is raised, the old one stays.
+
+        Raises what `open_session` raises, and SessionClosedError.
+        """
+        self._served.check_open()
+        model = self._load_again()
+        try:
+            model.warmup()
+        except BaseException:
+            model.close()
+            raise
+        self._served.replace(model)
+
+    def close(self, *, drain: bool = True) -> None:
         """Complete what was submitted, wait for running calls, and free the engine. Twice is harmless.
 
-        Does nothing in a fork: the session belongs to the process that opened it.
+        With `drain=False` requests that do not run yet are canceled. Does nothing in a fork: the session belongs to the
+        process that opened it.
         """
-        if self._runner.gate.is_forked():
-            return
-        with self._lock:
-            self._closing = True
-            batcher = self._batcher
-        if batcher is not None:
-            batcher.close()
         self._release.detach()
-        _close_backend(self._runner)
+        self._served.close(drain=drain)
 
     def __enter__(self) -> Self:
         return self
@@ -233,104 +366,59 @@ class Session:
         )
 
     def __repr__(self) -> str:
-        state = "closed" if self._runner.gate.closed else "open"
+        state = "closed" if self._served.closed else "open"
         takes = describe(self.manifest.input)
-        return f"<Session {self.manifest.model.arch}: {self._choice}; takes {takes}; {state}>"
+        return f"<Session {self.manifest.model.arch}: {self.choice}; takes {takes}; {state}>"
 
-    def _start_batcher(self) -> MicroBatcher[Request, list[Prediction]]:
-        with self._lock:
-            if self._closing:
-                raise SessionClosedError("the session is closed; open another with open_session()")
-            if self._batcher is None:
-                self._batcher = MicroBatcher(self._runner.classify, max_batch=self.manifest.batch.opt)
-                self._release.detach()
-                self._release = weakref.finalize(self, _close_later, self._batcher, self._runner)
-                self._release.atexit = False
-            return self._batcher
+    def _stream(
+        self, images: Iterable[ImageSource], top: int, color: ColorOrder | None, on_error: OnError
+    ) -> Iterator[list[Prediction] | ResnetExportError]:
+        def decode(numbered: tuple[int, ImageSource]) -> _Decoded:
+            index, image = numbered
+            preprocessing = self.manifest.preprocessing
+            try:
+                crop = load(image, preprocessing, color=color, name=_name(image, index))
+            except ImageError as error:
+                return _Decoded(image, index, preprocessing, error)
+            return _Decoded(image, index, preprocessing, crop)
 
-
-def _close_backend(runner: Runner) -> None:
-    """Free the engine when no call uses it any more; the second time does nothing."""
-    if runner.gate.close():
-        runner.backend.close()
-
-
-def _close_later(batcher: MicroBatcher[Request, list[Prediction]], runner: Runner) -> None:
-    """Complete what was submitted, then free the engine, both in another thread: this one may be the batcher's."""
-
-    def finish() -> None:
-        batcher.close()
-        _close_backend(runner)
-
-    if not runner.gate.is_forked():
-        threading.Thread(target=finish, name="resnet-export-closing", daemon=True).start()
-
-
-def _open(
-    path: str | os.PathLike[str],
-    manifest: Manifest,
-    host: HostFacts,
-    request: SessionSpec,
-) -> Session:
-    failures: dict[Choice, str] = {}
-    last: BackendError | None = None
-    while True:
-        resolution = resolve(manifest, host, request, failures)
-        choice = resolution.choice
-        if choice is None:
-            raise NoBackendError(explain(resolution, request), resolution.trace) from last
-        try:
-            backend, notes = _open_choice(path, manifest, host, choice, request)
-        except BackendError as error:
-            if request.backend is not None or request.artifact is not None:
-                if choice.device == "cpu" or request.device is not None:
-                    raise
-                raise BackendError(f"{error}; device='cpu' keeps away from the GPU") from error
-            failures[choice] = str(error)
-            last = error
-            continue
-        if request.threads is not None and choice.device != "cpu":
-            notes = (*notes, f"threads={request.threads} has no effect on a GPU")
-        return Session(manifest, backend, msgspec.structs.replace(choice, notes=notes), resolution.trace)
+        size = self.manifest.batch.opt
+        workers = min(usable_cpus(), _DECODERS)
+        ahead = map_ahead(decode, enumerate(images), ahead=_DECODE_AHEAD * size, workers=workers)
+        with closing(ahead) as decoded:
+            for chunk in chunks(decoded, size):
+                with self._served.use() as model:
+                    current = model.manifest.preprocessing
+                    # After a reload, crops that were decoded for the model before may be of another size.
+                    fitting = [
+                        one if one.preprocessing == current else decode((one.index, one.image))
+                        for one in chunk
+                    ]
+                    requests = [Request(one.crop, top) for one in fitting if isinstance(one.crop, np.ndarray)]
+                    labels = iter(model.classify(requests) if requests else ())
+                for one in fitting:
+                    result = one.crop if isinstance(one.crop, ImageError) else next(labels)
+                    if isinstance(result, ResnetExportError):
+                        _locate(result, one.index, one.image)
+                        if on_error == "raise":
+                            raise result
+                    yield result
 
 
-def _open_choice(
-    path: str | os.PathLike[str], manifest: Manifest, host: HostFacts, choice: Choice, asked: SessionSpec
-) -> tuple[Backend, tuple[str, ...]]:
-    artifact = manifest.artifact(choice.artifact)
-    route = find_route(choice.backend, choice.provider)
-    cache = open_cache(manifest, artifact, route, choice, host)
-    gpu, _, index = choice.device.partition(":")
-    request = OpenRequest(
-        data=read_artifact(path, artifact),
-        artifact=artifact,
-        input=manifest.input,
-        output=manifest.output,
-        batch=manifest.batch,
-        provider=choice.provider,
-        precision=choice.precision,
-        device=int(index) if gpu == "gpu" else None,
-        threads=asked.threads,
-        bundle=locate(path),
-        cache=cache.folder,
-    )
-    backend = open_backend(route, request)
-    if (backend.provider, backend.precision) != (choice.provider, choice.precision):
-        backend.close()
-        raise BackendError(
-            f"{choice.backend} runs {artifact.name!r} with {backend.provider} in {backend.precision}, "
-            f"it was asked for {choice.provider} in {choice.precision}"
-        )
-    return backend, (cache.note,) if cache.note else ()
+@dataclass(frozen=True)
+class _Decoded:
+    """One image of a stream: its crop as `preprocessing` says, or why there is none."""
+
+    image: ImageSource
+    index: int
+    preprocessing: Preprocessing
+    crop: NDArray[np.uint8] | ImageError
 
 
-def _with_notes(trace: tuple[Considered, ...], notes: tuple[str, ...]) -> tuple[Considered, ...]:
-    return tuple(
-        msgspec.structs.replace(item, reason="; ".join([item.reason, *notes]))
-        if item.outcome == "chosen"
-        else item
-        for item in trace
-    )
+def _cancel_submitted(submitting: asyncio.Future[Future[list[Prediction]]]) -> None:
+    """Cancel a request that was submitted after its task had been canceled."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()
 
 
 def _check_top(top: int) -> None:
@@ -338,12 +426,25 @@ def _check_top(top: int) -> None:
         raise RequestError(f"top is {top!r}, expected a number from 1 on")
 
 
+def _check_color(color: ColorOrder | None) -> None:
+    if color is not None and color not in get_args(ColorOrder):
+        raise RequestError(f"color is {color!r}, expected 'rgb', or 'bgr' for OpenCV's frames")
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and (
+        isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
+    ):
+        raise RequestError(f"timeout is {timeout!r}, expected seconds above 0")
+
+
 def _name(image: ImageSource, index: int) -> str | None:
     """What an error message calls an image: paths name themselves."""
     return None if isinstance(image, str | os.PathLike) else f"image {index}"
 
 
-def _chunks(items: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+def _locate(error: ResnetExportError, index: int | None, image: ImageSource) -> ResnetExportError:
+    """Say in `error` which image it concerns, and return it."""
+    error.index = index
+    error.path = os.fsdecode(image) if isinstance(image, str | os.PathLike) else None
+    return error

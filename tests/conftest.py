@@ -14,6 +14,15 @@ from resnet_export.exporter.cli.process import settle
 settle()  # as every command does: an export takes half the time when the collector looks at torch less often
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of this run's own: no test writes into the user's, or reads what an earlier run left there."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
     """torchvision, also beside a CPU build of torch: transforms and the classifiers of `torchvision.models` work."""

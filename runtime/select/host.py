@@ -116,7 +116,7 @@ def probe(*, imports: bool = False) -> HostFacts:
     return HostFacts(
         system=_SYSTEM,
         machine=platform.machine(),
-        cpus=_usable_cpus(),
+        cpus=usable_cpus(),
         cpu_features=features,
         cpu_note=cpu_note,
         packages=packages,
@@ -128,7 +128,7 @@ def probe(*, imports: bool = False) -> HostFacts:
     )
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
     # A container or taskset often allows fewer CPUs than the machine has.
     if _SYSTEM == "linux":
         return len(os.sched_getaffinity(0))

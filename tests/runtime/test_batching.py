@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError, Future, wait
 
 import pytest
 
-from resnet_export.runtime.batching import MicroBatcher
+from resnet_export.runtime.batching import BatchingSpec, MicroBatcher
 from resnet_export.runtime.errors import SessionClosedError
 
 TIMEOUT = 20
@@ -62,7 +62,7 @@ def test_each_future_gets_the_result_of_its_own_item() -> None:
 
 def test_requests_that_wait_together_run_together_in_order() -> None:
     network = Doubler(blocked=True)
-    batcher = MicroBatcher(network, max_batch=4, max_delay=0, capacity=100)
+    batcher = MicroBatcher(network, max_batch=4, spec=BatchingSpec(max_delay=0, queue_size=100))
     first = batcher.submit(0)
     assert network.entered.wait(TIMEOUT)
     futures = [batcher.submit(item) for item in range(1, 11)]
@@ -74,14 +74,14 @@ def test_requests_that_wait_together_run_together_in_order() -> None:
 
 def test_a_full_batch_does_not_wait_for_the_delay() -> None:
     network = Doubler()
-    batcher = MicroBatcher(network, max_batch=2, max_delay=10 * TIMEOUT)
+    batcher = MicroBatcher(network, max_batch=2, spec=BatchingSpec(max_delay=10 * TIMEOUT))
     assert results([batcher.submit(1), batcher.submit(2)]) == [2, 4]
     batcher.close()
 
 
 def test_closing_does_not_wait_for_the_delay() -> None:
     network = Doubler()
-    batcher = MicroBatcher(network, max_batch=8, max_delay=10 * TIMEOUT)
+    batcher = MicroBatcher(network, max_batch=8, spec=BatchingSpec(max_delay=10 * TIMEOUT))
     future = batcher.submit(1)
     batcher.close()
     assert future.result(0) == 2
@@ -89,7 +89,7 @@ def test_closing_does_not_wait_for_the_delay() -> None:
 
 def test_an_error_reaches_every_future_of_its_batch_and_no_other() -> None:
     network = Doubler(blocked=True)
-    batcher = MicroBatcher(network, max_batch=2, max_delay=0, capacity=100)
+    batcher = MicroBatcher(network, max_batch=2, spec=BatchingSpec(max_delay=0, queue_size=100))
     first = batcher.submit(1)
     assert network.entered.wait(TIMEOUT)
     futures = [batcher.submit(item) for item in (2, -1, 3, 4)]
@@ -103,8 +103,10 @@ def test_an_error_reaches_every_future_of_its_batch_and_no_other() -> None:
 
 
 def test_a_network_that_returns_too_few_results_fails_its_futures_and_hangs_none() -> None:
-    batcher: MicroBatcher[int, int] = MicroBatcher(lambda items: items[1:], max_batch=2, max_delay=0)
-    with pytest.raises(ValueError, match="zip"):
+    batcher: MicroBatcher[int, int] = MicroBatcher(
+        lambda items: items[1:], max_batch=2, spec=BatchingSpec(max_delay=0)
+    )
+    with pytest.raises(ValueError, match="gave 0 results"):
         batcher.submit(1).result(TIMEOUT)
     batcher.close()
 
@@ -121,7 +123,7 @@ def test_no_thread_runs_before_the_first_request_and_none_after_closing() -> Non
 
 def test_closing_completes_what_was_submitted_and_refuses_what_comes_later() -> None:
     network = Doubler(blocked=True)
-    batcher = MicroBatcher(network, max_batch=2, capacity=100)
+    batcher = MicroBatcher(network, max_batch=2, spec=BatchingSpec(queue_size=100))
     futures = [batcher.submit(item) for item in range(7)]
     closers = [threading.Thread(target=batcher.close) for _ in range(2)]
     for closer in closers:
@@ -138,7 +140,7 @@ def test_closing_completes_what_was_submitted_and_refuses_what_comes_later() -> 
 
 def test_submitting_blocks_while_the_queue_is_full() -> None:
     network = Doubler(blocked=True)
-    batcher = MicroBatcher(network, max_batch=1, max_delay=0, capacity=2)
+    batcher = MicroBatcher(network, max_batch=1, spec=BatchingSpec(max_delay=0, queue_size=2))
     futures = [batcher.submit(0)]
     assert network.entered.wait(TIMEOUT)
     futures += [batcher.submit(1), batcher.submit(2)]
@@ -154,7 +156,7 @@ def test_submitting_blocks_while_the_queue_is_full() -> None:
 
 def test_a_submission_that_is_blocked_when_the_batcher_closes_is_refused() -> None:
     network = Doubler(blocked=True)
-    batcher = MicroBatcher(network, max_batch=1, max_delay=0, capacity=1)
+    batcher = MicroBatcher(network, max_batch=1, spec=BatchingSpec(max_delay=0, queue_size=1))
     futures = [batcher.submit(0)]
     assert network.entered.wait(TIMEOUT)
     futures.append(batcher.submit(1))
@@ -180,7 +182,7 @@ def test_a_submission_that_is_blocked_when_the_batcher_closes_is_refused() -> No
 
 def test_a_cancelled_request_never_reaches_the_network() -> None:
     network = Doubler(blocked=True)
-    batcher = MicroBatcher(network, max_batch=1, max_delay=0, capacity=10)
+    batcher = MicroBatcher(network, max_batch=1, spec=BatchingSpec(max_delay=0, queue_size=10))
     first = batcher.submit(0)
     assert network.entered.wait(TIMEOUT)
     second, third = batcher.submit(1), batcher.submit(2)
@@ -195,7 +197,7 @@ def test_a_cancelled_request_never_reaches_the_network() -> None:
 
 def test_a_callback_may_submit_and_close_without_a_deadlock() -> None:
     network = Doubler(blocked=True)
-    batcher = MicroBatcher(network, max_batch=1, max_delay=0, capacity=1)
+    batcher = MicroBatcher(network, max_batch=1, spec=BatchingSpec(max_delay=0, queue_size=1))
     inner: list[Future[int]] = []
     closed = threading.Event()
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from resnet_export.runtime import loaded_model as loaded_model_module
 from resnet_export.runtime import session as session_module
 from resnet_export.runtime.backends.protocol import OpenRequest
 from resnet_export.runtime.backends.routes import ROUTES, Route, find_route
@@ -190,7 +191,7 @@ def test_a_session_gives_the_folder_to_its_backend_and_leaves_the_bundle_as_it_w
         return Silent()
 
     monkeypatch.setattr(session_module, "probe", lambda: HOST)
-    monkeypatch.setattr(session_module, "open_backend", keep)
+    monkeypatch.setattr(loaded_model_module, "open_backend", keep)
     if not usable:
         with_a_file_in_the_way(monkeypatch, home)
     with open_session(bundle, backend=ROUTE.backend, artifact="fp16", device="cuda:0") as session:

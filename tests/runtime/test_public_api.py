@@ -14,6 +14,7 @@ from resnet_export.runtime import errors
 PROMISED = {
     "Artifact",
     "BatchRange",
+    "BatchingSpec",
     "Choice",
     "Considered",
     "EngineInfo",

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
+from resnet_export.runtime import loaded_model as loaded_model_module
 from resnet_export.runtime import session as session_module
 from resnet_export.runtime.backends.protocol import OpenRequest
 from resnet_export.runtime.backends.routes import Route
@@ -41,6 +42,7 @@ from resnet_export.runtime.errors import (
     SchemaError,
     SessionClosedError,
 )
+from resnet_export.runtime.loaded_model import LoadedModel
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.prediction import Prediction, best, softmax
 from resnet_export.runtime.preprocess import to_input
@@ -111,7 +113,8 @@ def recorded(backend: Recorder, manifest: Manifest | None = None) -> Session:
     choice = Choice(
         artifact="fp32", backend="recorder", provider="recorder", device="cpu", precision=Precision.FP32
     )
-    return Session(manifest or tiny_bundle.manifest([]), backend, choice, ())
+    model = LoadedModel(manifest or tiny_bundle.manifest([]), backend, choice, ())
+    return Session(model, lambda: pytest.fail("there is no bundle to load again"))
 
 
 # Running
@@ -247,16 +250,16 @@ def test_classify_runs_in_batches_of_the_optimal_size_and_reads_images_as_it_goe
     read: list[int] = []
 
     def images() -> Iterator[NDArray[np.uint8]]:
-        for index, image in enumerate(tiny_bundle.images(10)):
+        for index, image in enumerate(tiny_bundle.images(30)):
             read.append(index)
-            assert index < 4 * (len(backend.sizes) + 1)
+            assert index < 4 * (len(backend.sizes) + 3)  # two batches ahead of the one that runs
             yield image
 
     with recorded(backend) as session:
-        assert len(session.classify(images())) == 10
+        assert len(session.classify(images())) == 30
         assert session.classify([]) == []
-    assert backend.sizes == [4, 4, 2]
-    assert read == list(range(10))
+    assert backend.sizes == [4] * 7 + [2]
+    assert read == list(range(30))
 
 
 def test_more_labels_than_classes_are_all_the_labels_there_are() -> None:
@@ -469,7 +472,8 @@ def test_what_the_engine_notes_after_opening_is_seen() -> None:
         artifact="fp32", backend="b", provider="p", precision=Precision.FP32, outcome="chosen", reason="first"
     )
     choice = Choice(artifact="fp32", backend="b", provider="p", device="gpu:0", precision=Precision.FP32)
-    with Session(tiny_bundle.manifest([]), backend, choice, (chosen,)) as session:
+    model = LoadedModel(tiny_bundle.manifest([]), backend, choice, (chosen,))
+    with Session(model, lambda: model) as session:
         assert session.choice.notes == ("recorded",)
         backend.notes = ("recorded", "runs without CUDA graphs: refused")
         assert session.choice.notes == backend.notes
@@ -514,10 +518,11 @@ path, backend = sys.argv[1:]
 session = open_session(path, backend=backend, device="cpu", threads=2)
 image = numpy.zeros((16, 16, 3), numpy.uint8)
 batch = numpy.zeros((1, 3, 16, 16), numpy.float32)
-held = session._start_batcher()._changed
+served = session._served
+held = served.current.batcher._changed
 for used in (session.run, session.classify, session.submit):
     session.submit(image).result(20)
-    with session._lock, held:  # as another thread may hold them at the fork
+    with served._changed, held:  # as another thread may hold them at the fork
         child = os.fork()
     if child == 0:
         signal.alarm(20)  # ends a child that waits for ever
@@ -658,7 +663,9 @@ def test_a_changed_artifact_is_never_parsed_and_never_passed_over(
     data = bytearray(graph.read_bytes())
     data[len(data) // 2] ^= 1
     graph.write_bytes(data)
-    monkeypatch.setattr(session_module, "open_backend", lambda *_: pytest.fail("the bytes reached a backend"))
+    monkeypatch.setattr(
+        loaded_model_module, "open_backend", lambda *_: pytest.fail("the bytes reached a backend")
+    )
     for request in ({}, {"backend": "openvino"}, {"artifact": "fp32"}):
         with pytest.raises(IntegrityError, match="sha256"):
             open_session(path, **request)
@@ -736,7 +743,7 @@ def test_a_backend_that_runs_something_else_than_asked_is_closed_and_refused(
     def pretend(route: Route, request: OpenRequest) -> Recorder:
         return backend
 
-    monkeypatch.setattr(session_module, "open_backend", pretend)
+    monkeypatch.setattr(loaded_model_module, "open_backend", pretend)
     with pytest.raises(BackendError, match=f"with {provider} in {precision}, it was asked for"):
         open_session(bundle, backend="onnxruntime", artifact="fp32", device="cpu")
     assert backend.closed == 1
@@ -759,7 +766,7 @@ def test_threads_without_effect_are_said_to_have_none(monkeypatch: pytest.Monkey
     backend = Recorder()
     backend.provider = "CUDAExecutionProvider"
     monkeypatch.setattr(session_module, "probe", lambda: facts)
-    monkeypatch.setattr(session_module, "open_backend", lambda *_: backend)
+    monkeypatch.setattr(loaded_model_module, "open_backend", lambda *_: backend)
     with open_session(bundle, threads=2) as session:
         assert session.choice.notes == ("recorded", "threads=2 has no effect on a GPU")
         assert session.choice.device == "gpu:0"

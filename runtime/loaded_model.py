@@ -1,0 +1,224 @@
+"""A bundle's model on an opened backend: the checks before a call, the pieces of a batch, the labels after it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_export.runtime.backends.protocol import Backend, DeviceBackend, OpenRequest
+from resnet_export.runtime.backends.routes import find_route, open_backend
+from resnet_export.runtime.batching import BatchingSpec, MicroBatcher
+from resnet_export.runtime.bundle.manifest import BatchRange, Manifest, TensorSpec, read_artifact
+from resnet_export.runtime.bundle.recovery import locate
+from resnet_export.runtime.errors import BackendError, NoBackendError, RequestError
+from resnet_export.runtime.kernel_cache import open_cache
+from resnet_export.runtime.prediction import Prediction, best
+from resnet_export.runtime.preprocess import to_input
+from resnet_export.runtime.select.choice import Choice, Considered
+from resnet_export.runtime.select.host import HostFacts
+from resnet_export.runtime.select.resolver import explain, resolve
+from resnet_export.runtime.select.spec import SessionSpec
+
+__all__ = ["LoadedModel", "Request", "describe", "load_model"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One decoded image, uint8 [crop, crop, 3], and how many labels it wants."""
+
+    crop: NDArray[np.uint8]
+    top: int
+
+
+class LoadedModel:
+    """The part of a session that one bundle fills; `Session` documents what its methods raise.
+
+    Attributes:
+        manifest: what the bundle says about itself.
+        batcher: the queue of single requests.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        choice: Choice,
+        trace: tuple[Considered, ...],
+        batching: BatchingSpec | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.batcher: MicroBatcher[Request, list[Prediction]] = MicroBatcher(
+            self.classify, max_batch=manifest.batch.opt, spec=batching
+        )
+        self._backend = backend
+        self._choice = choice
+        self._trace = trace
+        self._freeing = threading.Lock()
+        self._freed = False
+
+    @property
+    def choice(self) -> Choice:
+        """What runs, with all that the engine has had to say of it until now."""
+        return msgspec.structs.replace(self._choice, notes=(*self._backend.notes, *self._choice.notes))
+
+    @property
+    def trace(self) -> tuple[Considered, ...]:
+        """Every candidate, best first; the chosen one with the engine's notes."""
+        notes = self.choice.notes
+        return tuple(
+            msgspec.structs.replace(item, reason="; ".join([item.reason, *notes]))
+            if item.outcome == "chosen"
+            else item
+            for item in self._trace
+        )
+
+    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+        """Return the logits, float32 [N, classes], of a batch that has yet to be checked."""
+        _check_batch(batch, self.manifest.input)
+        limits = self._backend.batch
+        if limits is None or limits.min <= len(batch) <= limits.max:
+            logits = self._backend.run(np.ascontiguousarray(batch))
+        else:
+            logits = self._run_pieces(batch, limits)
+        expected = (len(batch), self.manifest.model.num_classes)
+        if logits.shape != expected:
+            raise BackendError(
+                f"the artifact returned logits {list(logits.shape)}, expected {list(expected)}; "
+                "export the bundle again"
+            )
+        return logits
+
+    def run_on_device(self, batch: Any) -> Any:
+        """Return the logits, on the GPU, of a batch that lies there."""
+        if not isinstance(self._backend, DeviceBackend):
+            raise RequestError(
+                f"{self._backend.provider} takes arrays in host memory only; use run(), or an engine with "
+                "backend='tensorrt'"
+            )
+        return self._backend.run_on_device(batch)
+
+    def classify(self, requests: Sequence[Request]) -> list[list[Prediction] | BackendError]:
+        """Return the labels of each image, run as one batch, or the error that concerns it alone."""
+        crops = np.stack([request.crop for request in requests])
+        logits = self.run(to_input(crops, self.manifest.preprocessing))
+        return [self._label(row, request.top) for row, request in zip(logits, requests, strict=True)]
+
+    def warmup(self) -> None:
+        """Run a batch of 1 and one of `batch.opt` images of zeros."""
+        zeros = np.zeros(self.manifest.preprocessing.crop_shape, np.uint8)
+        for size in sorted({1, self.manifest.batch.opt}):
+            self.run(to_input(np.stack([zeros] * size), self.manifest.preprocessing))
+
+    def close(self) -> None:
+        """Complete what was submitted, and free the engine; no call may be under way. Twice is harmless."""
+        self.batcher.close()
+        with self._freeing:
+            first, self._freed = not self._freed, True
+        if first:
+            self._backend.close()
+
+    def _label(self, logits: NDArray[np.float32], top: int) -> list[Prediction] | BackendError:
+        try:
+            return best(logits, self.manifest.labels, top)
+        except BackendError as error:
+            return error
+
+    def _run_pieces(self, batch: np.ndarray, limits: BatchRange) -> NDArray[np.float32]:
+        parts = []
+        for start in range(0, len(batch), limits.max):
+            piece = batch[start : start + limits.max]
+            missing = max(limits.min - len(piece), 0)
+            # Images do not influence each other, so any image will do to reach the smallest batch.
+            filled = np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)])
+            parts.append(self._backend.run(filled)[: len(piece)])
+        return np.concatenate(parts)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    host: HostFacts,
+    request: SessionSpec,
+    batching: BatchingSpec | None = None,
+) -> LoadedModel:
+    """Open the best choice for `request`; one that cannot be opened is rejected for the next best.
+
+    Raises BackendError, NoBackendError and BundleError, as `open_session` says.
+    """
+    failures: dict[Choice, str] = {}
+    last: BackendError | None = None
+    while True:
+        resolution = resolve(manifest, host, request, failures)
+        choice = resolution.choice
+        if choice is None:
+            raise NoBackendError(explain(resolution, request), resolution.trace) from last
+        try:
+            backend, notes = _open_choice(path, manifest, host, choice, request)
+        except BackendError as error:
+            if request.backend is not None or request.artifact is not None:
+                if choice.device == "cpu" or request.device is not None:
+                    raise
+                raise BackendError(f"{error}; device='cpu' keeps away from the GPU") from error
+            failures[choice] = str(error)
+            last = error
+            continue
+        if request.threads is not None and choice.device != "cpu":
+            notes = (*notes, f"threads={request.threads} has no effect on a GPU")
+        choice = msgspec.structs.replace(choice, notes=notes)
+        return LoadedModel(manifest, backend, choice, resolution.trace, batching)
+
+
+def _open_choice(
+    path: str | os.PathLike[str], manifest: Manifest, host: HostFacts, choice: Choice, asked: SessionSpec
+) -> tuple[Backend, tuple[str, ...]]:
+    artifact = manifest.artifact(choice.artifact)
+    route = find_route(choice.backend, choice.provider)
+    cache = open_cache(manifest, artifact, route, choice, host)
+    gpu, _, index = choice.device.partition(":")
+    request = OpenRequest(
+        data=read_artifact(path, artifact),
+        artifact=artifact,
+        input=manifest.input,
+        output=manifest.output,
+        batch=manifest.batch,
+        provider=choice.provider,
+        precision=choice.precision,
+        device=int(index) if gpu == "gpu" else None,
+        threads=asked.threads,
+        bundle=locate(path),
+        cache=cache.folder,
+    )
+    backend = open_backend(route, request)
+    if (backend.provider, backend.precision) != (choice.provider, choice.precision):
+        backend.close()
+        raise BackendError(
+            f"{choice.backend} runs {artifact.name!r} with {backend.provider} in {backend.precision}, "
+            f"it was asked for {choice.provider} in {choice.precision}"
+        )
+    return backend, (cache.note,) if cache.note else ()
+
+
+def _check_batch(batch: Any, spec: TensorSpec) -> None:
+    if not isinstance(batch, np.ndarray):
+        raise RequestError(
+            f"the batch is a {type(batch).__name__}, expected a numpy array {describe(spec)}; use numpy.asarray"
+        )
+    if batch.dtype != spec.dtype or batch.ndim != len(spec.shape) or batch.shape[1:] != spec.shape[1:]:
+        raise RequestError(
+            f"the batch is {batch.dtype} {list(batch.shape)}, expected {describe(spec)} ({spec.layout}); "
+            "Session.classify makes such a batch from images of any size"
+        )
+    if len(batch) == 0:
+        raise RequestError(f"the batch is empty, expected {describe(spec)} with N from 1 on")
+
+
+def describe(spec: TensorSpec) -> str:
+    """Return "float32 [N, 3, 224, 224]"."""
+    return f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
