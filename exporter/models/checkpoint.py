@@ -16,7 +16,7 @@ from resnet_export.exporter.models.key_report import Match, recognize
 from resnet_export.exporter.models.metadata import architecture_name
 from resnet_export.exporter.models.parametrizations import plain_weights
 from resnet_export.exporter.models.state_dict import choose_set, read_checkpoint, require_dense
-from resnet_export.exporter.models.weight_source import locate, printable, sha256_of
+from resnet_export.exporter.models.weight_source import file_state, locate, printable, sha256_of
 from resnet_export.exporter.models.zoo import Architecture, PublishedWeights
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import WeightsInfo
@@ -60,6 +60,7 @@ def load_weights(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
         path = source.file
     else:
         raise RequestError("no weights were named; give a checkpoint file or 'imagenet'")
+    before = file_state(path)
     sha256 = _hash(path, source.published)
     tensors, values, notices, prefix = read_weights(path, spec)
     match = recognize(
@@ -74,13 +75,16 @@ def load_weights(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
             f"the classifier in {path} has {match.num_classes} classes, but {spec.num_classes} were asked for; leave "
             f"the number out, or give a checkpoint with {spec.num_classes} classes"
         )
+    state_dict = _convert(tensors, match, path)
+    if file_state(path) != before:
+        raise CheckpointError(f"{path} was changed while it was read; give it again when it is written whole")
     if source.published is None:
         info = WeightsInfo(source="file", name=printable(path.name), sha256=sha256)
     else:
         name = f"{match.row.title}_Weights.{source.published.name}"
         info = WeightsInfo(source="torchvision", name=name, sha256=sha256)
     return Checkpoint(
-        state_dict=_convert(tensors, match, path),
+        state_dict=state_dict,
         architecture=match.row,
         num_classes=match.num_classes,
         info=info,
@@ -149,7 +153,8 @@ def _convert(tensors: Mapping[str, Tensor], match: Match, path: Path) -> dict[st
         values[weight] = values[weight].flatten(1)
     for name in [name for name in values if name.endswith(".running_var")]:
         values.setdefault(name.removesuffix("running_var") + "num_batches_tracked", torch.tensor(0))
-    return {name: value.contiguous() for name, value in values.items()}
+    # Copied, since they may be mapped from the file, which training may write to again.
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
 
 def _float32(tensor: Tensor, name: str, path: Path) -> Tensor:

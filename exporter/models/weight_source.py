@@ -12,7 +12,7 @@ from resnet_export.exporter.models.zoo import ZOO, Architecture, PublishedWeight
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.errors import CheckpointError, RequestError
 
-__all__ = ["Source", "locate", "printable", "sha256_of"]
+__all__ = ["Source", "file_state", "locate", "printable", "sha256_of"]
 
 # torchvision's names, with or without the class that holds them: "ResNet50_Weights.IMAGENET1K_V2".
 _PUBLISHED = re.compile(
@@ -131,6 +131,15 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def file_state(path: Path) -> tuple[int, ...]:
+    """Return what tells whether a file was replaced or written to between two calls. Raises CheckpointError."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a checkpoint as 64 hex digits. Raises CheckpointError when it is no file to be read."""
     try:
@@ -142,6 +151,10 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be read ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {path} cannot be read ({error.strerror}); check the path and its permissions"
+    )

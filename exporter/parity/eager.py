@@ -60,7 +60,10 @@ def eager_reference(
         ) from error
     from resnet_export.exporter.models.classifier import load_classifier
 
-    run = _runner(load_classifier(spec, progress).module, manifest)
+    network = load_classifier(spec, progress)
+    if network.info.weights.sha256 != manifest.model.weights.sha256:
+        raise RequestError(f"{spec.weights} was changed while it was read; give the file that was exported")
+    run = _runner(network.module, manifest)
     _require_recorded(run, bundle, manifest, torch.__version__)
     return run
 

@@ -6,9 +6,8 @@ provider does not load runs on the CPU without an error. So the opened session i
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -135,11 +134,24 @@ def _disabled_optimizers(request: OpenRequest) -> list[str]:
 
 def _preload(onnxruntime: Any) -> list[str]:
     """Load CUDA and cuDNN from pip's packages, where they are, and return the names of those not found anywhere."""
-    if not hasattr(onnxruntime, "preload_dlls"):
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is None:
         return []
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        onnxruntime.preload_dlls(directory="")
-    failures = [line for line in printed.getvalue().splitlines() if line.startswith(_NOT_LOADED)]
+    printed: list[str] = []
+
+    def collect(*words: object, sep: str | None = " ", **_: object) -> None:
+        printed.append((sep or " ").join(map(str, words)))
+
+    # It prints what it misses. A copy of it with a `print` of our own leaves the other threads' standard output alone.
+    quiet = FunctionType(
+        preload.__code__,
+        preload.__globals__ | {"print": collect},
+        None,
+        preload.__defaults__,
+        preload.__closure__,
+    )
+    quiet(directory="")
+    failures = [line for text in printed for line in text.splitlines() if line.startswith(_NOT_LOADED)]
     return [line.removeprefix(_NOT_LOADED).partition(":")[0] for line in failures]
 
 

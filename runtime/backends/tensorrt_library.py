@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -60,28 +59,24 @@ def process_log(library: Any) -> Any:
     class ProcessLog(library.ILogger):  # type: ignore[misc, name-defined, unused-ignore]
         def __init__(self) -> None:
             library.ILogger.__init__(self)
-            self.captures: list[list[LogMessage]] = []
-            # Reentrant: garbage collected while it is held may log, too.
-            self.lock = threading.RLock()
+            # By identity: two captures of the same messages are equal lists. Each change and the copy is one
+            # operation of a dict, so that neither another thread nor garbage that is collected meanwhile, which
+            # may log and capture too, comes in between.
+            self.captures: dict[int, list[LogMessage]] = {}
 
         def log(self, severity: Any, msg: str) -> None:
-            with self.lock:
-                captures = tuple(self.captures)
-            for capture in captures:
+            for capture in self.captures.copy().values():
                 capture.append(LogMessage(severity.name, msg))
 
         @contextlib.contextmanager
         def capture(self) -> Iterator[list[LogMessage]]:
             """Collect every message that arrives while the block runs, from any thread."""
             messages: list[LogMessage] = []
-            with self.lock:
-                self.captures.append(messages)
+            self.captures[id(messages)] = messages
             try:
                 yield messages
             finally:
-                with self.lock:
-                    # By identity: two captures of the same messages are equal lists.
-                    self.captures = [capture for capture in self.captures if capture is not messages]
+                del self.captures[id(messages)]
 
     return ProcessLog()
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from resnet_export.exporter.models import key_report, zoo
-from resnet_export.exporter.models.checkpoint import load_weights
+from resnet_export.exporter.models import checkpoint, key_report, zoo
+from resnet_export.exporter.models.checkpoint import load_weights, read_weights
 from resnet_export.exporter.models.resnet import ResNet, build
 from resnet_export.exporter.models.zoo import ZOO, PublishedWeights
 from resnet_export.exporter.spec import ModelSpec
@@ -75,6 +77,43 @@ def test_a_checkpoint_is_loaded_whole(state: State, save: Callable[[object], str
     network.load_state_dict(checkpoint.state_dict, strict=True)
     for key, value in network.state_dict().items():
         assert torch.equal(value, state[key]), key
+
+
+def overwritten(path: Path, state: State) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(bytes(100))
+
+
+def replaced(path: Path, state: State) -> None:
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("change", [overwritten, replaced, lambda path, state: path.unlink()])
+def test_a_checkpoint_that_changes_while_it_is_read_is_refused(
+    state: State,
+    save: Callable[[object], str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, State], None],
+) -> None:
+    path = Path(save(state))
+
+    def read(*args: Any) -> Any:
+        found = read_weights(*args)
+        change(path, state)
+        return found
+
+    monkeypatch.setattr(checkpoint, "read_weights", read)
+    with pytest.raises(CheckpointError, match=r"was changed while it was read|No such file"):
+        load_weights(ModelSpec(depth=18, weights=str(path)))
+
+
+def test_what_was_loaded_does_not_change_with_the_file(state: State, save: Callable[[object], str]) -> None:
+    path = save(state)
+    loaded = load_weights(ModelSpec(depth=18, weights=path))
+    Path(path).write_bytes(b"")  # as torch.save begins; pages that are still mapped would end the process
+    assert torch.equal(loaded.state_dict["fc.weight"], state["fc.weight"])
 
 
 def test_safetensors_give_the_same_network(tmp_path: Path, state: State) -> None:

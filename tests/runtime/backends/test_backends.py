@@ -338,6 +338,22 @@ def test_a_cuda_provider_that_is_listed_and_does_not_load_is_an_error_and_no_cpu
     assert capsys.readouterr().out == ""
 
 
+def test_other_threads_may_print_while_libraries_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow(directory: str) -> None:
+        print("Failed to load libcublas.so.13: no file")
+        other = threading.Thread(target=lambda: builtins.print("the other thread's line"))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", slow)
+    with pytest.raises(BackendError):
+        open_backend(CUDA_ROUTE, request_for(CUDA_ROUTE))
+    assert set(capsys.readouterr().out.splitlines()) == {"the other thread's line"}
+
+
 def test_openvino_that_takes_another_precision_than_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     (route,) = (route for route in CPU_ROUTES if route.backend == "openvino")
     compiled = SimpleNamespace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -161,4 +162,32 @@ def test_captures_of_the_log_by_many_threads_leave_nothing_behind_and_lose_nothi
     with ThreadPoolExecutor(8) as threads:
         for future in [threads.submit(use, thread) for thread in range(8)]:
             future.result(60)
-    assert log.captures == []
+    assert not log.captures
+
+
+def test_garbage_that_captures_while_it_is_collected_leaves_nothing_behind() -> None:
+    library = ModuleType("library")
+    library.ILogger = type("ILogger", (), {})  # type: ignore[attr-defined]
+    log = process_log(library)
+    severity = SimpleNamespace(name="ERROR")
+
+    class Engine:
+        def __init__(self) -> None:
+            self.myself = self  # only the collector frees it
+
+        def __del__(self) -> None:
+            with log.capture():
+                log.log(severity, "destroyed")
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for turn in range(300):
+            Engine()
+            with log.capture() as messages:
+                log.log(severity, str(turn))
+            assert str(turn) in [message.text for message in messages]
+    finally:
+        gc.set_threshold(*before)
+    gc.collect()
+    assert not log.captures
