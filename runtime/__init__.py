@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         read_manifest,
         verify_bundle,
     )
+    from resnet_export.runtime.bundle.signature import verify_signature
     from resnet_export.runtime.errors import (
         BackendError,
         BundleError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         ResnetExportError,
         SchemaError,
         SessionClosedError,
+        SignatureError,
     )
     from resnet_export.runtime.precision import Precision, Tolerance
     from resnet_export.runtime.prediction import Prediction
@@ -86,6 +88,7 @@ __all__ = [
     "Session",
     "SessionClosedError",
     "SessionSpec",
+    "SignatureError",
     "TensorSpec",
     "Tolerance",
     "Verdict",
@@ -93,6 +96,7 @@ __all__ = [
     "probe",
     "read_manifest",
     "verify_bundle",
+    "verify_signature",
 ]
 
 _HOMES = {
@@ -116,6 +120,7 @@ _HOMES = {
         "ResnetExportError",
         "SchemaError",
         "SessionClosedError",
+        "SignatureError",
     ),
     "select.host": ("Gpu", "HostFacts", "Package", "probe"),
     "bundle.manifest": (
@@ -129,6 +134,7 @@ _HOMES = {
         "read_manifest",
         "verify_bundle",
     ),
+    "bundle.signature": ("verify_signature",),
     "precision": ("Precision", "Tolerance"),
     "prediction": ("Prediction",),
     "session": ("Session", "open_session"),

@@ -9,6 +9,7 @@
     ├── BundleError                a bundle cannot be read
     │   ├── SchemaError            its manifest does not follow a schema that this version knows
     │   └── IntegrityError         a file is missing, outside the bundle, or has another hash
+    │       └── SignatureError     the bundle is not what the owner of a key signed
     ├── DependencyError            a package that the request needs is not installed
     ├── BackendError               a backend refused an artifact, or failed while running it
     │   └── NoBackendError         nothing on this host runs the bundle as asked; `.trace` says why
@@ -45,6 +46,7 @@ __all__ = [
     "ResnetExportError",
     "SchemaError",
     "SessionClosedError",
+    "SignatureError",
 ]
 
 
@@ -108,6 +110,10 @@ class SchemaError(BundleError):
 
 class IntegrityError(BundleError):
     """A file of the bundle is missing, lies outside it, or has another hash than the manifest says."""
+
+
+class SignatureError(IntegrityError):
+    """The bundle has no signature of the key that was given, or is not what was signed."""
 
 
 class DependencyError(ResnetExportError):

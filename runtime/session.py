@@ -51,6 +51,7 @@ def open_session(
     device: int | str | None = None,
     threads: int | None = None,
     batching: BatchingSpec | None = None,
+    verify: str | os.PathLike[str] | None = None,
 ) -> Session:
     """Open the bundle in the folder `path` with the best engine that this host has for it.
 
@@ -62,6 +63,8 @@ def open_session(
         device: "cpu", "gpu", or the index of a GPU; also as PyTorch spells them, "cuda" and "cuda:1".
         threads: number of CPU threads; by default the engine decides.
         batching: how `Session.submit` collects requests: batch size, delay, queue, and what a full queue does.
+        verify: the PEM file of a public key: open only what its owner signed, see
+            `resnet_export.runtime.verify_signature`. Needs cryptography (the extra `verify`).
 
     What is None is chosen by the rules of `resnet_export.runtime.select.resolver`; `Session.trace` says why. A choice
     that cannot be opened is rejected for the next best, with the error in the trace, unless `backend` or
@@ -70,7 +73,7 @@ def open_session(
     Raises:
         RequestError: an argument is wrong.
         BundleError, SchemaError, IntegrityError: the bundle cannot be read, or is not what was exported. A
-            damaged artifact is never rejected.
+            damaged artifact is never rejected. SignatureError: it is not what the owner of `verify` signed.
         NoBackendError: nothing on this host runs the bundle as asked.
         BackendError: what was asked for by name cannot be opened.
     """
@@ -79,6 +82,10 @@ def open_session(
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
 
     def load_bundle(manifest: Manifest) -> LoadedModel:
+        if verify is not None:
+            from resnet_export.runtime.bundle.signature import require_signed
+
+            require_signed(path, verify, manifest)
         request = parse_request(
             manifest, backend=backend, precision=precision, artifact=artifact, device=device, threads=threads
         )

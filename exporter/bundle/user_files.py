@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from resnet_export.runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from resnet_export.runtime.bundle.signature import SIGNATURE_NAME
 
 
 def foreign_entries(bundle: Path, manifest: Manifest) -> Iterator[str]:
     """Yield what stands in the folder `bundle` and not in its manifest: the user's, not ours to delete.
 
-    The relative paths of files, links and whole folders, sorted; of a folder that is foreign, nothing inside.
+    The relative paths of files, links and whole folders, sorted; of a folder that is foreign, nothing inside. A
+    signature is not among them: it holds for the old bundle alone.
     """
-    ours = {MANIFEST_NAME, *(file.file for file in manifest.contents())}
+    ours = {MANIFEST_NAME, SIGNATURE_NAME, *(file.file for file in manifest.contents())}
     folders = {parent.as_posix() for file in ours for parent in Path(file).parents}
 
     def walk(folder: Path) -> Iterator[str]:

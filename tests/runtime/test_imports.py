@@ -22,6 +22,13 @@ HEAVY = [
     "tqdm",
     "platformdirs",
     "cuda",
+    "cryptography",
+    "model_signing",
+    "tritonclient",
+    "grpc",
+    "ray",
+    "prometheus_client",
+    "opentelemetry",
 ]
 MODULES = sorted(
     module.name

@@ -35,6 +35,7 @@ PROMISED = {
     "probe",
     "read_manifest",
     "verify_bundle",
+    "verify_signature",
     *errors.__all__,
 }
 
