@@ -157,7 +157,8 @@ class MicroBatcher(Generic[T, R]):
             dropped = [future for _, future in self._waiting] if cancel else []
             self._changed.notify_all()
         for future in dropped:
-            future.cancel()
+            if future.cancel():
+                future.claim()  # tells those who wait for it
 
     def _wait_for_room(self, future: RequestFuture[R]) -> bool:
         """Return whether there is room before the deadline of `future`."""

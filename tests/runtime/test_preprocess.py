@@ -707,8 +707,9 @@ def test_values_that_are_not_images_are_refused_with_what_is_expected() -> None:
     import torch
 
     values: list[tuple[Any, str]] = [
-        (torch.zeros(3, 50, 60, dtype=torch.uint8), "torch.Tensor, .*numpy.asarray.*channels last"),
-        (torch.zeros(50, 60, 3), "torch.Tensor, .*numpy.asarray"),
+        (torch.zeros(3, 50, 60, dtype=torch.uint8), r"uint8 \[3, 50, 60\], .*channels first"),
+        (torch.zeros(50, 60, 3), r"float32 \[50, 60, 3\], .*astype"),
+        (torch.zeros(50, 60, 3, device="meta"), "torch.Tensor, .*numpy.asarray"),
         (noise(4, 5, 3).tolist(), "type list, .*numpy.array"),
         (None, "type NoneType, expected a path, bytes, an open file, a PIL image or a numpy array"),
         (7, "type int, expected a path"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gc
 import io
+import itertools
 import os
 import pickle
 import subprocess
@@ -13,8 +15,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -31,6 +34,7 @@ from resnet_export.runtime import loaded_model as loaded_model_module
 from resnet_export.runtime import session as session_module
 from resnet_export.runtime.backends.protocol import OpenRequest
 from resnet_export.runtime.backends.routes import Route
+from resnet_export.runtime.batching import BatchingSpec
 from resnet_export.runtime.bundle.manifest import BatchRange, Manifest
 from resnet_export.runtime.errors import (
     BackendError,
@@ -38,7 +42,9 @@ from resnet_export.runtime.errors import (
     ImageError,
     IntegrityError,
     NoBackendError,
+    QueueFullError,
     RequestError,
+    RequestTimeoutError,
     SchemaError,
     SessionClosedError,
 )
@@ -109,11 +115,22 @@ class Recorder:
         self.closed_while_running |= self.running > 0
 
 
+class Weighted(Recorder):
+    """A recorder whose logits depend on where in the image a value stands."""
+
+    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+        self.sizes.append(len(batch))
+        weights = np.random.default_rng(0).standard_normal((batch[0].size, CLASSES), np.float32)
+        return np.stack([image.reshape(-1).astype(np.float32) @ weights for image in batch]) / 1000
+
+
+CHOICE = Choice(
+    artifact="fp32", backend="recorder", provider="recorder", device="cpu", precision=Precision.FP32
+)
+
+
 def recorded(backend: Recorder, manifest: Manifest | None = None) -> Session:
-    choice = Choice(
-        artifact="fp32", backend="recorder", provider="recorder", device="cpu", precision=Precision.FP32
-    )
-    model = LoadedModel(manifest or tiny_bundle.manifest([]), backend, choice, ())
+    model = LoadedModel(manifest or tiny_bundle.manifest([]), backend, CHOICE, ())
     return Session(model, lambda: pytest.fail("there is no bundle to load again"))
 
 
@@ -304,6 +321,167 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             session.classify([good, b"no image"])
 
 
+def test_an_error_has_the_place_of_its_image(tmp_path: Path) -> None:
+    absent = tmp_path / "absent.jpg"
+    with recorded(Recorder()) as session:
+        with pytest.raises(ImageError) as caught:
+            session.classify([*tiny_bundle.images(6), absent])
+        assert (caught.value.index, caught.value.path) == (6, str(absent))
+        with pytest.raises(ImageError) as caught:
+            session.classify([*tiny_bundle.images(6), b"no image"])
+        assert (caught.value.index, caught.value.path) == (6, None)
+        error = session.submit(absent).exception(TIMEOUT)
+    assert isinstance(error, ImageError)
+    assert (error.index, error.path) == (None, str(absent))
+
+
+def test_bad_images_stand_in_their_places_and_cost_the_others_nothing(tmp_path: Path) -> None:
+    good = list(tiny_bundle.images(9))
+    mixed = [tmp_path / "a.jpg", *good[:4], b"bad", *good[4:], np.zeros((3, 3), np.float32), "b.png"]
+    with recorded(Recorder()) as session:
+        expected = session.classify(good)
+        found = session.classify(mixed, on_error="return")
+        assert session.classify([b"bad"] * 9, on_error="return")[8].index == 8
+    errors = {index: row for index, row in enumerate(found) if isinstance(row, ImageError)}
+    assert [(index, error.index, error.path) for index, error in errors.items()] == [
+        (0, 0, str(tmp_path / "a.jpg")),
+        (5, 5, None),
+        (11, 11, None),
+        (12, 12, "b.png"),
+    ]
+    assert [row for row in found if isinstance(row, list)] == expected
+
+
+def test_logits_that_are_not_finite_concern_their_image_alone() -> None:
+    class Overflowing(Recorder):
+        def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+            logits = super().run(batch)
+            logits[batch.reshape(len(batch), -1).min(axis=1) > 2] = np.nan
+            return logits
+
+    images = tiny_bundle.images(4) // 2
+    images[2] = 255
+    backend = Overflowing()
+    with recorded(backend) as session:
+        found = session.classify(images, on_error="return")
+        futures = [session.submit(image) for image in images]
+        errors = [future.exception(TIMEOUT) for future in futures]
+    assert [type(row) for row in found] == [list, list, BackendError, list]
+    assert found[2].index == 2
+    assert [type(error) for error in errors] == [type(None), type(None), BackendError, type(None)]
+
+
+def test_another_on_error_is_refused() -> None:
+    with recorded(Recorder()) as session, pytest.raises(RequestError, match="expected 'raise' or 'return'"):
+        session.classify([], on_error="ignore")
+
+
+def test_a_stream_without_end_is_classified_as_it_comes_and_leaves_no_thread() -> None:
+    images = tiny_bundle.images(10)
+    before = threading.active_count()
+    with recorded(Recorder()) as session:
+        expected = session.classify(images)
+        stream = session.stream(itertools.cycle(images))
+        assert list(itertools.islice(stream, 25)) == [*expected, *expected, *expected[:5]]
+        stream.close()
+        assert threading.active_count() == before
+
+
+# What images come as
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("uint8", [False, True])
+def test_bgr_frames_give_the_labels_of_the_rgb_picture_wherever_they_are_taken(
+    channels: int, uint8: bool
+) -> None:
+    rgb = np.dstack([tiny_bundle.images(1)[0], np.full((SIDE, SIDE), 99, np.uint8)])[:, :, :channels]
+    bgr = rgb[:, :, [2, 1, 0, 3][:channels]]
+    with recorded(Weighted(), tiny_bundle.manifest([], uint8=uint8)) as session:
+        expected = session.classify([rgb], color="rgb")
+        assert session.classify([bgr]) != expected
+        assert session.classify([bgr], color="bgr") == expected
+        assert [session.submit(bgr, color="bgr").result(TIMEOUT)] == expected
+        assert [asyncio.run(session.aclassify(bgr, color="bgr"))] == expected
+        assert list(session.stream([bgr], color="bgr")) == expected
+        assert np.array_equal(session.preprocess(bgr, color="bgr"), session.preprocess(rgb))
+
+
+def test_a_color_order_that_does_not_exist_is_refused_before_any_image_is_read() -> None:
+    with recorded(Recorder()) as session:
+        for call in (
+            session.submit,
+            session.preprocess,
+            lambda image, color: session.classify([image], color=color),
+        ):
+            with pytest.raises(RequestError, match="color is 'grb', expected 'rgb', or 'bgr'"):
+                call("absent.jpg", color="grb")
+
+
+def test_frames_of_different_sizes_and_layouts_make_one_batch() -> None:
+    draw = np.random.default_rng(0)
+    shapes = [(20, 30), (16, 16, 1), (40, 17, 3), (16, 31, 4)]
+    frames = [draw.integers(0, 256, shape, np.uint8) for shape in shapes]
+    backend = Weighted()
+    with recorded(backend) as session:
+        together = session.classify(frames)
+        assert backend.sizes == [4]
+        assert together == [session.classify([frame])[0] for frame in frames]
+        gray = session.classify([frames[1], frames[1][:, :, 0], frames[1].repeat(3, axis=2)])
+    assert gray[0] == gray[1] == gray[2]
+
+
+class DlpackArray:
+    """An array of another library, which has nothing in common with NumPy's but the protocol."""
+
+    def __init__(self, array: np.ndarray, device: int = 1) -> None:
+        self.array, self.shape, self.device = array, array.shape, device
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device, 0
+
+    def __iter__(self) -> Iterator[DlpackArray]:
+        return map(DlpackArray, self.array)
+
+
+def test_arrays_of_other_libraries_are_read_from_host_memory() -> None:
+    images = tiny_bundle.images(3)
+    with recorded(Recorder()) as session:
+        expected = session.classify(images)
+        assert session.classify([DlpackArray(image) for image in images]) == expected
+        assert session.classify(DlpackArray(images)) == expected
+        with pytest.raises(RequestError, match="put it in a list"):
+            session.classify(DlpackArray(images[0]))
+        with pytest.raises(ImageError, match="give the array on the CPU"):
+            session.classify([DlpackArray(images[0], device=2)])
+        with pytest.raises(ImageError, match=r"is float32 \[16, 16, 3\], expected uint8"):
+            session.classify([DlpackArray(images[0].astype(np.float32))])
+
+
+def test_what_preprocess_returns_is_what_run_takes(bundle: Path, uint8_bundle: Path) -> None:
+    images = tiny_bundle.images(3)
+    for path in (bundle, uint8_bundle):
+        with open_session(path, precision="fp32", threads=1) as session:
+            batch = np.concatenate([session.preprocess(Image.fromarray(image)) for image in images])
+            logits = session.run(batch)
+            assert [row[0].index for row in session.classify(images)] == list(logits.argmax(axis=1))
+
+
+def test_labels_are_the_names_of_the_classes() -> None:
+    with recorded(Recorder()) as session:
+        assert session.labels == LABELS
+
+
+def test_warming_up_runs_what_single_requests_and_full_batches_will() -> None:
+    backend = Recorder()
+    with recorded(backend) as session:
+        session.warmup()
+    assert backend.sizes == [1, 4]
+
+
 # Micro-batched requests
 
 
@@ -347,7 +525,121 @@ def test_requests_with_different_tops_share_a_batch() -> None:
     assert backend.sizes == [1, 3]
 
 
+@pytest.mark.parametrize("timeout", [0, -1, "1", True, float("nan")])
+def test_a_timeout_that_is_no_time_is_refused(timeout: object) -> None:
+    with (
+        recorded(Recorder()) as session,
+        pytest.raises(RequestError, match=r"timeout is .*, expected seconds"),
+    ):
+        session.submit(tiny_bundle.images(1)[0], timeout=timeout)
+
+
+def test_a_request_that_times_out_or_is_canceled_costs_the_others_nothing() -> None:
+    backend = Recorder()
+    backend.go.clear()
+    image = tiny_bundle.images(1)[0]
+    with recorded(backend) as session:
+        first = session.submit(image)
+        assert backend.entered.wait(TIMEOUT)
+        late, canceled, last = (
+            session.submit(image, timeout=0.01),
+            session.submit(image),
+            session.submit(image),
+        )
+        assert canceled.cancel()
+        with pytest.raises(RequestTimeoutError):
+            late.result()
+        backend.go.set()
+        assert first.result(TIMEOUT) == last.result(TIMEOUT)
+    assert backend.sizes == [1, 1]
+
+
+def test_a_full_queue_rejects_where_that_was_asked_for() -> None:
+    backend = Recorder()
+    backend.go.clear()
+    image = tiny_bundle.images(1)[0]
+    model = LoadedModel(
+        tiny_bundle.manifest([]), backend, CHOICE, (), BatchingSpec(queue_size=1, when_full="reject")
+    )
+    with Session(model, lambda: model) as session:
+        futures = [session.submit(image)]
+        assert backend.entered.wait(TIMEOUT)
+        futures.append(session.submit(image))
+        with pytest.raises(QueueFullError):
+            session.submit(image)
+        backend.go.set()
+        assert [len(future.result(TIMEOUT)) for future in futures] == [CLASSES] * 2
+
+
+# Requests of asyncio
+
+
+def test_tasks_share_batches_with_each_other_and_get_their_own_labels(bundle: Path) -> None:
+    images = tiny_bundle.images(20)
+
+    async def ask_all(session: Session) -> list[list[Prediction]]:
+        return await asyncio.gather(*(session.aclassify(image, top=2) for image in images))
+
+    with open_session(bundle, precision="fp32", threads=1) as session:
+        found, expected = asyncio.run(ask_all(session)), session.classify(images, top=2)
+    assert [[p.index for p in row] for row in found] == [[p.index for p in row] for row in expected]
+
+
+def test_the_errors_of_a_request_are_raised_in_its_task() -> None:
+    session = recorded(Recorder())
+    with pytest.raises(ImageError):
+        asyncio.run(session.aclassify(b"bad"))
+    with pytest.raises(RequestError, match="timeout is 0"):
+        asyncio.run(session.aclassify(b"bad", timeout=0))
+    session.close()
+    with pytest.raises(SessionClosedError):
+        asyncio.run(session.aclassify(tiny_bundle.images(1)[0]))
+
+
+def test_a_task_that_times_out_or_is_canceled_takes_its_request_with_it() -> None:
+    backend = Recorder()
+    backend.go.clear()
+    image = tiny_bundle.images(1)[0]
+
+    async def scenario(session: Session) -> list[Prediction]:
+        first = asyncio.create_task(session.aclassify(image))
+        while not backend.entered.is_set():
+            await asyncio.sleep(0.001)
+        canceled = asyncio.create_task(session.aclassify(image))
+        await asyncio.sleep(0.05)
+        canceled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await canceled
+        with pytest.raises(RequestTimeoutError, match=r"0\.05 s"):
+            await session.aclassify(image, timeout=0.05)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session.aclassify(image), 0.05)
+        backend.go.set()
+        return await first
+
+    with recorded(backend) as session:
+        assert len(asyncio.run(scenario(session))) == CLASSES
+    assert backend.sizes == [1]
+
+
 # Closing
+
+
+def test_closing_without_draining_cancels_what_does_not_run_yet() -> None:
+    backend = Recorder()
+    backend.go.clear()
+    session = recorded(backend)
+    first, *others = tiny_bundle.images(10)
+    futures = [session.submit(first)]
+    assert backend.entered.wait(TIMEOUT)
+    futures += [session.submit(image) for image in others]
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(session.close, drain=False)
+        assert wait(futures[1:], TIMEOUT).not_done == set()
+        backend.go.set()
+        closing.result(TIMEOUT)
+    assert len(futures[0].result(0)) == CLASSES
+    assert all(future.cancelled() for future in futures[1:])
 
 
 def test_closing_completes_what_was_submitted() -> None:
