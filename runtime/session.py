@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 import weakref
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, get_args, overload
 
@@ -17,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.runtime.batching import BatchingSpec
-from resnet_export.runtime.bundle.manifest import Manifest, Preprocessing, read_stable
-from resnet_export.runtime.errors import ImageError, RequestError, ResnetExportError
+from resnet_export.runtime.bundle.manifest import Manifest, Preprocessing, read_manifest, read_stable
+from resnet_export.runtime.errors import ImageError, RequestError, ResnetExportError, SessionClosedError
 from resnet_export.runtime.image_stream import chunks, map_ahead
 from resnet_export.runtime.loaded_model import LoadedModel, Request, describe, load_model
 from resnet_export.runtime.precision import Precision
@@ -28,6 +30,7 @@ from resnet_export.runtime.select.choice import Choice, Considered
 from resnet_export.runtime.select.host import probe, usable_cpus
 from resnet_export.runtime.select.spec import parse_request
 from resnet_export.runtime.served_model import ServedModel
+from resnet_export.runtime.watcher import FolderWatcher
 
 if TYPE_CHECKING:
     import asyncio
@@ -81,20 +84,27 @@ def open_session(
     for warning in host.warnings:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
 
-    def load_bundle(manifest: Manifest) -> LoadedModel:
-        if verify is not None:
-            from resnet_export.runtime.bundle.signature import require_signed
+    def load_from(folder: str | os.PathLike[str]) -> LoadedModel:
+        def load_manifest(manifest: Manifest) -> LoadedModel:
+            if verify is not None:
+                from resnet_export.runtime.bundle.signature import require_signed
 
-            require_signed(path, verify, manifest)
-        request = parse_request(
-            manifest, backend=backend, precision=precision, artifact=artifact, device=device, threads=threads
-        )
-        return load_model(path, manifest, host, request, batching)
+                require_signed(folder, verify, manifest)
+            request = parse_request(
+                manifest,
+                backend=backend,
+                precision=precision,
+                artifact=artifact,
+                device=device,
+                threads=threads,
+            )
+            return load_model(folder, manifest, host, request, batching)
 
-    def load_again() -> LoadedModel:
-        return read_stable(path, load_bundle)
+        return read_stable(folder, load_manifest)
 
-    return Session(load_again(), load_again)
+    model = load_from(path)
+    home = Path(path).absolute()  # the working folder may be another by the time of a reload
+    return Session(model, partial(load_from, home), home)
 
 
 class Session:
@@ -107,9 +117,15 @@ class Session:
     RGB unless `color="bgr"` says otherwise: OpenCV's frames are BGR.**
     """
 
-    def __init__(self, model: LoadedModel, load_again: Callable[[], LoadedModel]) -> None:
+    def __init__(
+        self, model: LoadedModel, load_again: Callable[[], LoadedModel], path: str | os.PathLike[str]
+    ) -> None:
         self._served = ServedModel(model)
         self._load_again = load_again
+        self._path = path
+        self._reloading = threading.Lock()
+        self._watcher: FolderWatcher | None = None
+        self._on_reload: Callable[[ResnetExportError | None], object] = _log_reload
         # Nothing that runs later knows the session, so that one that is dropped without `close` is still collected.
         self._release = weakref.finalize(self, self._served.close_later)
         self._release.atexit = False  # the process frees everything anyway
@@ -341,13 +357,41 @@ class Session:
         Raises what `open_session` raises, and SessionClosedError.
         """
         self._served.check_open()
-        model = self._load_again()
-        try:
-            model.warmup()
-        except BaseException:
-            model.close()
-            raise
-        self._served.replace(model)
+        with self._reloading:
+            model = self._load_again()
+            try:
+                model.warmup()
+            except BaseException:
+                model.close()
+                raise
+            self._served.replace(model)
+
+    def watch(
+        self,
+        interval: float = 1.0,
+        *,
+        on_reload: Callable[[ResnetExportError | None], object] | None = None,
+    ) -> None:
+        """Reload whenever another bundle is put into the folder, until the session is closed.
+
+        A bundle that cannot be opened is tried again when its files change, and now and then; the old one goes on
+        serving meanwhile. A second call changes the settings.
+
+        Args:
+            interval: seconds between two looks at the folder.
+            on_reload: called in the watching thread after each attempt, with None or with what `reload` raised. By
+                default both are logged, to the logger "resnet_export".
+
+        Raises:
+            RequestError: `interval` is not above 0.
+            SessionClosedError: the session is closed.
+        """
+        if isinstance(interval, bool) or not isinstance(interval, int | float) or not interval > 0:
+            raise RequestError(f"interval is {interval!r}, expected seconds above 0")
+        self._served.check_open()
+        self._stop_watching()
+        self._on_reload = on_reload or _log_reload
+        self._watcher = FolderWatcher(self._path, self._follow, interval=interval)
 
     def close(self, *, drain: bool = True) -> None:
         """Complete what was submitted, wait for running calls, and free the engine. Twice is harmless.
@@ -356,6 +400,8 @@ class Session:
         process that opened it.
         """
         self._release.detach()
+        if not self._served.is_forked():
+            self._stop_watching()
         self._served.close(drain=drain)
 
     def __enter__(self) -> Self:
@@ -376,6 +422,23 @@ class Session:
         state = "closed" if self._served.closed else "open"
         takes = describe(self.manifest.input)
         return f"<Session {self.manifest.model.arch}: {self.choice}; takes {takes}; {state}>"
+
+    def _follow(self) -> None:
+        """Reload if the folder holds another bundle than the one that is served, and tell the user."""
+        try:
+            if read_manifest(self._path) == self.manifest:
+                return
+            self.reload()
+        except SessionClosedError:
+            return
+        except ResnetExportError as error:
+            self._on_reload(error)
+            raise
+        self._on_reload(None)
+
+    def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
 
     def _stream(
         self, images: Iterable[ImageSource], top: int, color: ColorOrder | None, on_error: OnError
@@ -426,6 +489,16 @@ def _cancel_submitted(submitting: asyncio.Future[Future[list[Prediction]]]) -> N
     """Cancel a request that was submitted after its task had been canceled."""
     if not submitting.cancelled() and submitting.exception() is None:
         submitting.result().cancel()
+
+
+def _log_reload(error: ResnetExportError | None) -> None:
+    import logging
+
+    logger = logging.getLogger("resnet_export")
+    if error is None:
+        logger.info("the session serves a new bundle")
+    else:
+        logger.warning("the session goes on with the bundle that it has: %s", error)
 
 
 def _check_top(top: int) -> None:

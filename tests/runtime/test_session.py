@@ -131,7 +131,7 @@ CHOICE = Choice(
 
 def recorded(backend: Recorder, manifest: Manifest | None = None) -> Session:
     model = LoadedModel(manifest or tiny_bundle.manifest([]), backend, CHOICE, ())
-    return Session(model, lambda: pytest.fail("there is no bundle to load again"))
+    return Session(model, lambda: pytest.fail("there is no bundle to load again"), "nowhere")
 
 
 # Running
@@ -561,7 +561,7 @@ def test_a_full_queue_rejects_where_that_was_asked_for() -> None:
     model = LoadedModel(
         tiny_bundle.manifest([]), backend, CHOICE, (), BatchingSpec(queue_size=1, when_full="reject")
     )
-    with Session(model, lambda: model) as session:
+    with Session(model, lambda: model, "nowhere") as session:
         futures = [session.submit(image)]
         assert backend.entered.wait(TIMEOUT)
         futures.append(session.submit(image))
@@ -765,7 +765,7 @@ def test_what_the_engine_notes_after_opening_is_seen() -> None:
     )
     choice = Choice(artifact="fp32", backend="b", provider="p", device="gpu:0", precision=Precision.FP32)
     model = LoadedModel(tiny_bundle.manifest([]), backend, choice, (chosen,))
-    with Session(model, lambda: model) as session:
+    with Session(model, lambda: model, "nowhere") as session:
         assert session.choice.notes == ("recorded",)
         backend.notes = ("recorded", "runs without CUDA graphs: refused")
         assert session.choice.notes == backend.notes
