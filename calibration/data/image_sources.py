@@ -29,11 +29,13 @@ from resnet_export.runtime.errors import DatasetError
 __all__ = [
     "EXTENSIONS",
     "IMAGENET_CLASSES",
+    "LIST_SUFFIXES",
     "Classes",
     "Kind",
     "Listing",
     "class_folders",
     "files_of",
+    "images_below",
     "list_images",
 ]
 
@@ -83,7 +85,7 @@ _DROPPINGS = frozenset(
 )
 # What the parts of a data set are called, in lower case: not its classes.
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
-_LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst", ".list"})
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst", ".list"})
 _LABEL_COLUMNS = frozenset(
     {"label", "labels", "class", "class_id", "classid", "category", "target", "y", "class_index"}
 )
@@ -169,7 +171,7 @@ def list_images(source: Path, classes: Classes) -> Listing:
             )
         elif source.suffix.lower() == ".npz":
             listing = _list_archive(source)
-        elif source.suffix.lower() in _LIST_SUFFIXES:
+        elif source.suffix.lower() in LIST_SUFFIXES:
             listing = _list_file(source, classes)
         else:
             raise DatasetError(
@@ -217,7 +219,7 @@ def files_of(source: Path) -> Iterator[Path]:
     if source.is_dir():
         for parent, _, files in os.walk(source):
             yield from (Path(parent, name) for name in files)
-    elif source.is_file() and source.suffix.lower() in _LIST_SUFFIXES:
+    elif source.is_file() and source.suffix.lower() in LIST_SUFFIXES:
         with suppress(OSError, DatasetError):
             yield from (_listed_path(source.parent, row.name) for row in _read_rows(source))
 
@@ -233,7 +235,7 @@ def _list_folder(source: Path, classes: Classes) -> Listing:
     root, notes = _data_root(source, classes)
     entries = _entries(root)
     loose = [entry for entry in entries if _is_image(entry.name) and not entry.is_dir()]
-    nested = {entry.name: _walk(entry) for entry in entries if entry.is_dir()}
+    nested = {entry.name: images_below(entry) for entry in entries if entry.is_dir()}
     in_folders = sum(map(len, nested.values()))
     if loose and in_folders:
         raise DatasetError(
@@ -312,7 +314,9 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
 
 
-def _walk(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """Return the images in a folder and all folders in it, as `list_images` tells images; sorted. Raises OSError."""
+
     def fail(error: OSError) -> NoReturn:
         raise error
 

@@ -184,11 +184,14 @@ def test_an_artifact_that_links_out_of_the_bundle_is_refused(
 @pytest.mark.parametrize(
     "data", [b"", b"\x89PNG\r\n\x1a\n broken", b"just text"], ids=["zero bytes", "corrupt", "no image"]
 )
-def test_an_image_that_cannot_be_decoded_is_refused(
+def test_an_image_that_cannot_be_decoded_is_counted_as_failed(
     run: Run, resnet18_bundle: Path, tmp_path: Path, data: bytes
 ) -> None:
     (tmp_path / "photo.png").write_bytes(data)
-    assert_refused(run("infer", resnet18_bundle, "photo.png"), "photo.png")
+    result = run("infer", resnet18_bundle, "photo.png")
+    assert result.exit_code == 1
+    assert "failed: 'photo.png'" in result.stdout
+    assert result.stderr.endswith("1 of 1 images failed\n")
 
 
 def test_a_gigapixel_image_is_refused_before_it_is_decoded(
@@ -203,7 +206,9 @@ def test_a_gigapixel_image_is_refused_before_it_is_decoded(
 
     header = struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b""))
-    assert_refused(run("infer", resnet18_bundle, "huge.png"), "huge.png")
+    result = run("infer", resnet18_bundle, "huge.png")
+    assert result.exit_code == 1
+    assert "failed: 'huge.png' is too large to decode" in result.stdout
 
 
 def test_an_unknown_backend_and_artifact_are_refused_with_what_there_is(
