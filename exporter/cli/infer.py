@@ -57,7 +57,7 @@ def command(
     'photos/**/*.jpg', by lists with a path a line (.txt, .csv), or by paths, a line each, on standard input (-).
     """
     paths = _paths(images)
-    write = _WRITERS["json" if as_json else form]
+    form = "json" if as_json else form
     with open_session(bundle, **request) as session:
         names: deque[str] = deque()  # of the images that are under way
 
@@ -68,11 +68,12 @@ def command(
 
         results = session.stream(sources(), top, on_error="return")
         count = _Count()
-        write(count.of((names.popleft(), result) for result in results), session.choice)
+        _WRITERS[form](count.of((names.popleft(), result) for result in results), session.choice)
         choice = session.choice
     if not count.images:
         raise RequestError("standard input names no images; write a path a line")
-    click.echo(f"ran {choice}", err=True)
+    if form != "json":  # which has it
+        click.echo(f"ran {choice}", err=True)
     if count.failed:
         click.echo(f"{count.failed} of {count.images} images failed", err=True)
         raise SystemExit(1)
