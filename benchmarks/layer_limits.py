@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 
 import onnx
-from tabulate import tabulate
 
 from resnet_export.calibration.improve.channel_scaling import rescale
 from resnet_export.calibration.observe.methods import TRIED
@@ -25,6 +24,7 @@ from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import read_artifact, read_manifest
 from resnet_export.runtime.parity.attribution.layers import LIMITS, Layerwise
 from resnet_export.runtime.preprocess import to_input
+from resnet_export.runtime.text_table import text_table
 
 _BATCH = 4
 _TABLE = "calibration.json"
@@ -73,7 +73,7 @@ def main() -> None:
         rows += [row(bundle, one.artifact, one) for one in compare_artifacts(bundle)]
         rows += [row(bundle, name, one) for name, one in requantized(bundle)]
     headers = ["bundle", "graph", *LIMITS, "gain", "coarseness", "perturbation", "diverges"]
-    print(tabulate(rows, headers=headers, disable_numparse=True))
+    print(text_table(headers, rows))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from resnet_export.exporter.models.classifier import Classifier, load_classifier
 from resnet_export.exporter.models.labels import default_labels
 from resnet_export.exporter.models.sources import is_other, load_other
 from resnet_export.exporter.parity.check import check_parity
+from resnet_export.exporter.parity.validation import validation_spec
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.golden import encode_golden
@@ -37,8 +38,9 @@ from resnet_export.runtime.bundle.manifest import Artifact, Preprocessing
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.parity.report import markdown
 from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
-from resnet_export.runtime.precision import Precision
-from resnet_export.runtime.progress import Progress, silent
+from resnet_export.runtime.parity.spec import ParitySpec
+from resnet_export.runtime.precision import PRECISIONS, Precision
+from resnet_export.runtime.progress import STEPS, Progress, silent
 from resnet_export.runtime.select.host import probe
 
 __all__ = ["GOLDEN", "REPORT", "Export", "Job", "export", "load_photos", "prepare"]
@@ -56,6 +58,7 @@ class Job:
         seed: of everything that is drawn.
         out: where the bundle shall stand.
         net: the eager network.
+        parity: what the finished bundle is held to.
         engines: those that this host will build.
         bytes_needed: an upper bound of what the bundle takes on disk.
     """
@@ -64,6 +67,7 @@ class Job:
     seed: int
     out: Path
     net: Classifier
+    parity: ParitySpec
     engines: EnginePlan
     bytes_needed: int
 
@@ -111,20 +115,28 @@ def export(
     """
     model = model if isinstance(model, ModelSpec) else ModelSpec(module=model)
     job = prepare(model, spec or ExportSpec(), out, progress=progress)
+    titles = steps(job)
+    step = progress(titles, STEPS, len(titles))
     with staging(job.out, force=job.spec.force, bytes_needed=job.bytes_needed) as stage:
+        next(step)
         photos = load_photos(job, progress=progress)
         golden = record_golden(job.net, choose_golden(photos, job.seed), progress)
+        next(step)
         fp32 = to_fp32(job, golden)
         remarks = remarks_on_labels(job, fp32, photos)
-        lowered = lower(Lowering(fp32, photos, golden.shipped, job.spec, job.untrained, progress))
+        task = Lowering(fp32, photos, golden.shipped, job.spec, job.untrained, progress)
+        lowered = tuple(lower(precision, task) for precision, _ in zip(job.spec.lowered, step, strict=False))
         graphs = (fp32, *(graph for one in lowered for graph in one.graphs))
+        next(step)
         written = write_graphs(stage, job, graphs)
         engines = build_engines(written, job, progress)
         contents = write_rest(stage, job, photos, golden, graphs, written, lowered, engines, remarks)
+        next(step)
         staged = stage.preview(describe(contents))
-        report = check(staged, lowered, written, progress)
+        report = check(staged, job, lowered, written, progress)
         write_reports(stage, staged, report)
         bundle = stage.commit(describe(contents, report))
+        next(step, None)
     if job.engines.required and engines.failures:
         failure = engines.failures[0]
         raise ExportError(
@@ -157,7 +169,22 @@ def prepare(
             net = replace(net, labels=names, notices=(*net.notices, said))
     place = net.info.arch if place is None else place
     needed = bytes_needed(net.info, spec, engines)
-    return Job(spec, model.seed, Path(place), net, engines, needed)
+    parity = validation_spec(spec, net.preprocessing, net.labels)
+    return Job(spec, model.seed, Path(place), net, parity, engines, needed)
+
+
+def steps(job: Job) -> tuple[str, ...]:
+    """Return the titles of the steps that an export takes after `prepare`."""
+    return (
+        "reading images, recording the eager network",
+        "exporting to ONNX",
+        *(
+            f"making the {precision} graph{'s' * (PRECISIONS[precision].graphs > 1)}"
+            for precision in job.spec.lowered
+        ),
+        f"writing{' and building engines' if job.engines.builds else ''}",
+        "checking every artifact on this host",
+    )
 
 
 def load_photos(job: Job, *, progress: Progress = silent) -> Photos:
@@ -253,11 +280,16 @@ def write_rest(
 
 
 def check(
-    staged: Path, lowered: Iterable[Lowered], written: Iterable[tuple[Artifact, bytes]], progress: Progress
+    staged: Path,
+    job: Job,
+    lowered: Iterable[Lowered],
+    written: Iterable[tuple[Artifact, bytes]],
+    progress: Progress,
 ) -> ParityReport:
-    """Check the staged bundle on this host; the complete report."""
+    """Check the staged bundle on this host, on the golden images and those of `--val`; the complete report."""
     return check_parity(
         staged,
+        job.parity,
         search=next((one.search for one in lowered if one.search is not None), None),
         times={name: times for one in lowered for name, times in one.times.items()},
         # Full batches of each graph were compared after each step; those of an engine were not.

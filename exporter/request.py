@@ -54,18 +54,21 @@ def check_request(model: ModelSpec, spec: ExportSpec) -> None:
         raise RequestError(
             "--int8 needs images to calibrate on; give --calib with a folder, or --calib-table with a table made before"
         )
-    if spec.max_drop is not None and not spec.int8:
-        raise RequestError("--max-drop is the budget of INT8, which was not asked for; give --int8 as well")
-    if spec.max_drop is not None and spec.calib is None:
-        raise RequestError(
-            "--max-drop is measured on images, and a table has none; give --calib with a folder as well"
-        )
+    if spec.max_drop is not None and spec.val is None:
+        if not spec.int8:
+            raise RequestError(
+                "--max-drop is the budget of INT8, which was not asked for; give --int8, or --val with images on "
+                "which everything is judged"
+            )
+        if spec.calib is None:
+            raise RequestError(
+                "--max-drop is measured on images, and a table has none; give --val or --calib with a folder as well"
+            )
     if spec.max_drop is not None and not 0 <= spec.max_drop <= 100:
         raise RequestError(f"max_drop is {spec.max_drop:g}, expected percentage points from 0 to 100")
-    if spec.calib is not None and not spec.calib.exists():
-        raise RequestError(
-            f"the calibration images {spec.calib} do not exist; give a folder, .npz or list file"
-        )
+    for what, images in (("calibration", spec.calib), ("validation", spec.val)):
+        if images is not None and not images.exists():
+            raise RequestError(f"the {what} images {images} do not exist; give a folder, .npz or list file")
 
 
 def folder_name(model: ModelSpec) -> str | None:

@@ -65,12 +65,13 @@ class ExportSpec:
 
     The fp32 ONNX artifact is always made; `fp16`, `bf16` and `int8` each add artifacts. `calib` is a folder, an .npz
     file or a list file of images, of which `calib_count` are drawn; `calib_table` is a calibration that was made
-    before. `calib_method` says how INT8 ranges are clipped, "auto" takes what comes closest on images that were
-    held out. `max_drop` is what INT8 may lose on the calibration images, in percentage points of top-1 accuracy,
-    or of agreement where there are no labels. `exclude` names the layers that INT8 leaves alone, "auto" the few
-    that measurably pay and those that `max_drop` takes. `equalize`, `correct_bias` and `round_weights` turn the
-    improvements of INT8 off one by one. `gpu` names compute capabilities ("sm86"). `labels_as_given`
-    keeps labels that contradict labeled calibration images.
+    before. `calib_method` says how INT8 ranges are clipped, "auto" takes what comes closest on images that were held
+    out. `val` is a folder, an .npz file or a list file of images that nothing is fitted to: the finished bundle is
+    judged on them. `max_drop` is what may be lost, in percentage points of top-1 accuracy, or of agreement where
+    there are no labels: INT8 excludes layers until it holds on the calibration images, and `val` decides. `exclude`
+    names the layers that INT8 leaves alone, "auto" the few that measurably pay and those that `max_drop` takes.
+    `equalize`, `correct_bias` and `round_weights` turn the improvements of INT8 off one by one. `gpu` names compute
+    capabilities ("sm86"). `labels_as_given` keeps labels that contradict labeled calibration images.
     """
 
     fp16: bool = False
@@ -82,6 +83,7 @@ class ExportSpec:
     calib_method: CalibrationMethod = "auto"
     calib_count: int = 256
     calib_table: Path | None = None
+    val: Path | None = None
     max_drop: float | None = None
     exclude: Literal["auto", "none"] | tuple[str, ...] = "auto"
     equalize: bool = True

@@ -7,6 +7,9 @@ from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
+STEPS = "steps"
+"""The description of a loop over the titles of a command's steps, in which the loops of each step are."""
+
 
 class Progress(Protocol):
     """Wraps an iterable and shows, somewhere, how far it has been consumed."""

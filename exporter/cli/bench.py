@@ -8,8 +8,9 @@ import click
 import msgspec
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.bench import Bench, bench
+from resnet_export.runtime.text_table import text_table
 
 
 @click.command(name="bench")
@@ -47,21 +48,20 @@ def command(
     quiet: bool,
 ) -> None:
     """Time BUNDLE's artifacts on every backend of this host, in turns within one run."""
-    found = bench(
-        bundle,
-        batches=batches,
-        rounds=rounds,
-        artifacts=artifacts or None,
-        backends=backends or None,
-        threads=threads,
-        progress=progress_bar(quiet=quiet),
-    )
+    with show_progress(quiet=quiet) as progress:
+        found = bench(
+            bundle,
+            batches=batches,
+            rounds=rounds,
+            artifacts=artifacts or None,
+            backends=backends or None,
+            threads=threads,
+            progress=progress,
+        )
     click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if as_json else _text(found))
 
 
 def _text(found: Bench) -> str:
-    from tabulate import tabulate
-
     rows = [
         [
             timing.artifact,
@@ -75,8 +75,9 @@ def _text(found: Bench) -> str:
         for timing in found.timings
     ]
     headers = ["artifact", "backend", "ran in", "batch", "ms (quartiles)", "images/s", "against fp32"]
-    table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
     skipped = dict.fromkeys(
         f"not run: {item.artifact} on {item.backend}: {item.reason}" for item in found.skipped
     )
-    return "\n".join([table, "", f"medians of {found.rounds} calls, taken in turns", *skipped])
+    return "\n".join(
+        [text_table(headers, rows), "", f"medians of {found.rounds} calls, taken in turns", *skipped]
+    )

@@ -11,7 +11,7 @@ import click
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.export_options import CommaList
 from resnet_export.exporter.cli.output import check_outside
-from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.errors import DependencyError
 from resnet_export.runtime.select.host import probe
 
@@ -79,15 +79,16 @@ def command(
     if log_folder is not None:
         check_outside("--log-folder", log_folder, "BUNDLE", bundle)
         log_folder.mkdir(parents=True, exist_ok=True)
-    extended, notes = add_engines(
-        bundle,
-        engine=engine,
-        gpu=gpu,
-        host=probe(),
-        options=BuildOptions(**options),
-        log_folder=log_folder,
-        progress=progress_bar(quiet=quiet),
-    )
+    with show_progress(quiet=quiet) as progress:
+        extended, notes = add_engines(
+            bundle,
+            engine=engine,
+            gpu=gpu,
+            host=probe(),
+            options=BuildOptions(**options),
+            log_folder=log_folder,
+            progress=progress,
+        )
     for note in notes:
         click.echo(f"Note: {note}", err=True)
     if not quiet:

@@ -13,7 +13,7 @@ import msgspec
 from resnet_export.calibration.observe.methods import METHODS
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.output import check_outputs, write_output
-from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.errors import DependencyError, RequestError
 
 if TYPE_CHECKING:
@@ -136,10 +136,11 @@ def _calibrated(
     dataset = open_dataset(calib, preprocessing=graph.preprocessing, limit=calib_count, seed=seed)
     check_for_calibration((batch.images[0] for batch in dataset.batches(1)), str(dataset.source))
     # One pass: nothing would be gained by holding the crops, and any number of images takes the same memory.
-    return calibrate(
-        graph.model,
-        (to_input(batch.images, graph.preprocessing) for batch in dataset.batches(BATCH)),
-        methods=(method,),
-        total=len(dataset),
-        progress=progress_bar(quiet=quiet),
-    )
+    with show_progress(quiet=quiet) as progress:
+        return calibrate(
+            graph.model,
+            (to_input(batch.images, graph.preprocessing) for batch in dataset.batches(BATCH)),
+            methods=(method,),
+            total=len(dataset),
+            progress=progress,
+        )

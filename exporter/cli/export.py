@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from resnet_export.exporter.cli.export_options import specs
-from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.exporter.request import check_request
 
 if TYPE_CHECKING:
@@ -28,12 +28,15 @@ def run(*, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, **option
     from resnet_export.exporter.pipeline import REPORT, export, load_photos, prepare
     from resnet_export.runtime.parity.report import text
 
-    progress = progress_bar(quiet=quiet)
+    with show_progress(quiet=quiet) as progress:
+        if dry_run:
+            job = prepare(model, spec, out, progress=progress)
+            photos = load_photos(job, progress=progress)
+        else:
+            result = export(model, spec, out, progress=progress)
     if dry_run:
-        job = prepare(model, spec, out, progress=progress)
-        _print_plan(job, load_photos(job, progress=progress), as_json=as_json)
+        _print_plan(job, photos, as_json=as_json)
         return
-    result = export(model, spec, out, progress=progress)
     bundle, report = result.bundle, result.report
     notices = bundle.manifest.provenance.notices
     for notice in notices:

@@ -266,11 +266,17 @@ OPTIONS = [
         help="Use the ranges of `resnet-export calibrate` instead of calibrating.",
     ),
     _spec(
+        "val",
+        type=click.Path(path_type=Path),
+        metavar="DIR|FILE",
+        help="Images that nothing is fitted to, on which the finished bundle is judged.",
+    ),
+    _spec(
         "max_drop",
         type=click.FloatRange(0, 100),
         metavar="PP",
-        help="Top-1 accuracy (without labels, top-1 agreement) that INT8 may lose on --calib, in percentage points: "
-        "layers are excluded from INT8 until it holds.",
+        help="Top-1 accuracy (without labels, top-1 agreement) that may be lost, in percentage points: layers are "
+        "excluded from INT8 until it holds on --calib, and --val decides.",
     ),
     _spec(
         "exclude",

@@ -17,6 +17,7 @@ from resnet_export.runtime.select.choice import Resolution
 from resnet_export.runtime.select.host import HostFacts, probe
 from resnet_export.runtime.select.resolver import resolve
 from resnet_export.runtime.select.spec import parse_request
+from resnet_export.runtime.text_table import text_table
 
 
 @click.command(name="inspect")
@@ -46,8 +47,6 @@ def command(bundle: Path, layers: bool, as_json: bool, **request: Any) -> None:
 
 
 def _lines(bundle: Path, manifest: Manifest, host: HostFacts, resolution: Resolution) -> Iterator[str]:
-    from tabulate import tabulate
-
     model, made = manifest.model, manifest.provenance
     weights = model.weights
     origin = f"untrained, seed {weights.seed}" if weights.source == "untrained" else weights.name
@@ -77,7 +76,7 @@ def _lines(bundle: Path, manifest: Manifest, host: HostFacts, resolution: Resolu
         ]
         for artifact in manifest.artifacts
     ]
-    yield tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+    yield text_table(headers, rows)
     for artifact in manifest.artifacts:
         for layer in artifact.excluded:
             yield f"  {artifact.name} keeps {layer.node} in {layer.precision}: {layer.reason}"
@@ -88,15 +87,13 @@ def _lines(bundle: Path, manifest: Manifest, host: HostFacts, resolution: Resolu
 
 
 def _layers(reports: Sequence[tuple[Artifact, LayerReport]]) -> Iterator[str]:
-    from tabulate import tabulate
-
     if not reports:
         yield "\nno engine has a layer report"
     for artifact, report in reports:
         yield f"\n{artifact.name}"
         yield from (f"  {sentence}" for sentence in summary(report))
         yield ""
-        yield tabulate(table(report), headers=TABLE_HEADER, tablefmt="simple", disable_numparse=True)
+        yield text_table(TABLE_HEADER, table(report))
 
 
 def _verdicts(artifact: Artifact) -> str:

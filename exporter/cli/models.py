@@ -10,6 +10,7 @@ import click
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.models.zoo import ZOO
 from resnet_export.exporter.models.zoo_facts import read_facts
+from resnet_export.runtime.text_table import text_table
 
 
 @click.command(name="models")
@@ -21,8 +22,6 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(row) | asdict(facts[name]) for name, row in ZOO.items()], indent=2))
         return
-    from tabulate import tabulate
-
     rows = [
         [
             name,
@@ -36,7 +35,7 @@ def command(as_json: bool) -> None:
         for name, row in ZOO.items()
     ]
     headers = ["architecture", "image", "parameters", "GMACs", "act. MB", "weights", "top-1 %"]
-    click.echo(tabulate(rows, headers=headers, tablefmt="plain", disable_numparse=True))
+    click.echo(text_table(headers, rows))
     click.echo(
         "\nMultiply-adds (10⁹) and fp32 activations for one image of that size, counted from the exported graph;\n"
         "accuracy as torchvision publishes it, ImageNet-1K. resnetN_v1 has the stride in the first 1×1 convolution\n"

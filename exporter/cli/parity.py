@@ -12,7 +12,7 @@ import click
 from resnet_export.exporter import report as html
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.output import check_outputs, write_output
-from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.exporter.parity.check import check_parity
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.report import junit, markdown, text
@@ -126,7 +126,8 @@ def command(
     given = {name: value for name, value in options.items() if value not in (None, ())}
     spec = ParitySpec(**given, layers=layers or ("none" if no_layers else "failed"))
     recorded = None if html_file is None else html.read_recorded(bundle)
-    report = check_parity(bundle, spec, progress=progress_bar(quiet=quiet))
+    with show_progress(quiet=quiet) as progress:
+        report = check_parity(bundle, spec, progress=progress)
     rendered = [(path, _RENDER[option](report)) for option, path in files.items() if path is not None]
     if html_file is not None:
         material = html.gather(bundle, report, data=options["data"], recorded=recorded)

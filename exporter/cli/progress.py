@@ -1,23 +1,84 @@
-"""Progress bars on standard error, which vanish when it is no terminal."""
+"""How far a command is, on standard error: bars in a terminal, in a log one line for each step that is done."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from resnet_export.runtime.progress import Progress, silent
+import click
+
+from resnet_export.runtime.progress import STEPS, Progress, silent
+
+__all__ = ["show_progress"]
 
 T = TypeVar("T")
 
 
-def _bar(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    from tqdm import tqdm
+@contextmanager
+def show_progress(*, quiet: bool) -> Iterator[Progress]:
+    """Yield what wraps a long loop; after the `with`, the screen is as it was.
 
-    # disable=None asks tqdm to look whether standard error is a terminal; leave=False keeps the screen clean.
-    return iter(tqdm(items, desc=description, total=total, disable=None, leave=False, delay=0.3))
+    In a terminal one line stays alive (the step, a bar, the time that passed and the time that is left) until the end.
+    """
+    if quiet or sys.stderr is None:
+        yield silent
+    elif not sys.stderr.isatty():
+        yield _log
+    else:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bars
+
+        bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,  # the command's result, which goes elsewhere
+        )
+        with bars:
+            yield _Live(bars)
 
 
-def progress_bar(*, quiet: bool) -> Progress:
-    """Return what wraps a long loop: a tqdm bar, or nothing at all when `quiet` or without standard error."""
-    return silent if quiet or sys.stderr is None else _bar
+class _Live:
+    """Loops as bars of one live display; the loop of steps is the first, and counts them."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+
+    def __call__(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        total = len(items) if total is None and isinstance(items, Sized) else total
+        task = self._bars.add_task(description, total=total)
+        try:
+            for done, item in enumerate(items):
+                if description == STEPS:
+                    title = f"step {done + 1}/{total}: {item}"
+                    self._bars.update(task, completed=done, description=title)
+                yield item
+                self._bars.update(task, completed=done + 1)
+        finally:
+            self._bars.remove_task(task)
+
+
+def _log(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    if description != STEPS:
+        yield from items
+        return
+    for number, item in enumerate(items, 1):
+        start = time.monotonic()
+        yield item
+        click.echo(f"step {number}/{total}: {item} ({time.monotonic() - start:.1f} s)", err=True)

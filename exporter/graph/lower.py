@@ -15,9 +15,9 @@ from resnet_export.runtime.precision import Precision
 __all__ = ["LOWERINGS", "lower"]
 
 
-def lower(task: Lowering) -> tuple[Lowered, ...]:
-    """Return the graphs of every precision that `task.spec` asks for, from exact to coarse."""
-    return tuple(LOWERINGS[precision](task) for precision in task.spec.lowered)
+def lower(precision: Precision, task: Lowering) -> Lowered:
+    """Return the graphs of one precision."""
+    return LOWERINGS[precision](task)
 
 
 def _lower_to_fp16(task: Lowering) -> Lowered:

@@ -22,6 +22,7 @@ from resnet_export.exporter.report.flipped_images import flips_in_all, tiles
 from resnet_export.exporter.report.report_data import SHOWN, Material
 from resnet_export.exporter.report.verdict_table import COLUMNS, columns, criteria_by_run, run_rows
 from resnet_export.runtime.parity.measure.comparison import KEPT_FLIPS
+from resnet_export.runtime.parity.report.answer import answers, caveats, headers, recommendations, table
 from resnet_export.runtime.parity.report.schema import ParityReport
 from resnet_export.runtime.parity.report.text import details, weights
 from resnet_export.runtime.precision import PRECISIONS
@@ -57,6 +58,9 @@ def render(report: ParityReport, material: Material | None = None) -> bytes:
             precisions=PRECISIONS.values(),
             material=known,
             weights=weights(report),
+            answer_headers=headers(report),
+            answer=[(one.status, cells) for one, cells in zip(answers(report), table(report), strict=True)],
+            advice=[*recommendations(report), *caveats(report)],
             names=COLUMNS,
             columns=columns(rows),
             rows=rows,

@@ -70,7 +70,9 @@ def test_the_report_in_the_bundle_is_that_of_its_artifacts(resnet18_bundle: Path
     assert {entry.artifact for entry in report.entries} == {"fp32", "fp16"}
     for entry in report.entries:
         assert entry.sha256 == manifest.artifact(entry.artifact).sha256
-    assert (resnet18_bundle / "report.md").read_text().startswith("### ✅ Parity of resnet18")
+    assert (
+        (resnet18_bundle / "report.md").read_text().startswith("### ⚠️ Parity of resnet18")
+    )  # its engine ran nowhere
     page = (resnet18_bundle / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
     assert report.verdict.sentence.removeprefix("PASSED: ").partition(".")[0] in page

@@ -19,7 +19,7 @@ HEAVY = [
     "openvino",
     "tensorrt",
     "tensorrt_rtx",
-    "tqdm",
+    "rich",
     "platformdirs",
     "cuda",
     "cryptography",

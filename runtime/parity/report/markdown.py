@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from resnet_export.runtime.parity.criteria.table import bound, value
 from resnet_export.runtime.parity.criteria.table import title as title_of
+from resnet_export.runtime.parity.report.answer import caveats, headers, recommendations, table
 from resnet_export.runtime.parity.report.schema import ParityReport
 from resnet_export.runtime.parity.report.text import HEADERS, details, row, sections, weights
 
@@ -23,8 +24,10 @@ def render(report: ParityReport, limit: int = LIMIT) -> str:
     verdict = report.verdict
     arch = escape(report.bundle.arch)
     parts = [
-        f"### {_MARKS[verdict.status]} Parity of {arch}\n\n"
-        f"{escape(verdict.sentence)}\n\n{report.bundle.num_classes} classes, {escape(weights(report))}\n"
+        f"### {_MARKS['unverified' if report.amber else verdict.status]} Parity of {arch}\n\n"
+        f"{escape(verdict.sentence)}\n\n{report.bundle.num_classes} classes, {escape(weights(report))}\n",
+        f"{_table(headers(report), table(report))}\n",
+        f"{_list([*recommendations(report), *caveats(report)])}\n",
     ]
     for title, checked in sections(report):
         rows = [row(entry, check) for entry, check in checked]

@@ -27,6 +27,16 @@ _NAMED = 3  # failures that the verdict's sentence spells out
 Status = Literal["passed", "failed", "unverified"]
 
 
+class ArtifactIdentity(Struct, frozen=True):
+    """One artifact of the bundle, as its manifest describes it."""
+
+    name: str
+    kind: Literal["onnx", "engine"]
+    precision: Precision
+    target: str
+    bytes: int
+
+
 class BundleIdentity(Struct, frozen=True):
     """Which bundle was checked. `notices` are what the export had to say, such as that it is untrained."""
 
@@ -37,6 +47,7 @@ class BundleIdentity(Struct, frozen=True):
     opset: int
     golden: str
     notices: tuple[str, ...]
+    artifacts: tuple[ArtifactIdentity, ...] = ()
 
 
 class Check(Struct, frozen=True):
@@ -176,6 +187,11 @@ class ParityReport(Struct, frozen=True):
         """The process exit code: 0, 1 or 2, see `Summary`."""
         return self.verdict.exit_code
 
+    @property
+    def amber(self) -> bool:
+        """Whether everything that ran has passed, and something did not run."""
+        return self.verdict.status == "passed" and bool(self.unverified)
+
     def verdicts(self, artifact: str) -> tuple[Verdict, ...]:
         """Return what `Artifact.parity` of the manifest records of one artifact."""
         return tuple(
@@ -207,6 +223,16 @@ def identity(manifest: Manifest) -> BundleIdentity:
         opset=manifest.provenance.opset,
         golden=f"{manifest.golden.count} golden images, {source}",
         notices=manifest.provenance.notices,
+        artifacts=tuple(
+            ArtifactIdentity(
+                name=artifact.name,
+                kind=artifact.kind,
+                precision=artifact.precision,
+                target=artifact.target,
+                bytes=artifact.bytes,
+            )
+            for artifact in manifest.artifacts
+        ),
     )
 
 

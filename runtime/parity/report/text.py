@@ -1,4 +1,4 @@
-"""The report on a terminal: a table, what stands behind it, and the verdict last, where the eye rests.
+"""The report on a terminal: what stands behind the answer first, the answer last, where the eye rests.
 
 The words and cells made here serve the Markdown report too.
 """
@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 
 from resnet_export.runtime.parity.attribution.layers import titled
 from resnet_export.runtime.parity.criteria.table import describe
-from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
+from resnet_export.runtime.parity.report.answer import caveats, headers, recommendations, table
+from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport, Skipped
 from resnet_export.runtime.parity.report.search_text import sentences
+from resnet_export.runtime.text_table import text_table, wrapped
 
 HEADERS = (
     "artifact",
     "backend",
-    "compute precision",
     "rel. error",
     "centered cosine",
     "top-1 agreement",
@@ -32,8 +33,18 @@ def render(report: ParityReport) -> str:
     for title, checked in sections(report):
         lines += ["", title, _table([row(entry, check) for entry, check in checked])]
     for title, items in details(report):
-        lines += ["", f"{title}:", *(f"  {item}" for item in items)]
-    return "\n".join([*lines, "", report.verdict.sentence]) + "\n"
+        if title == "Skipped":
+            items = list(_skipped_in_brief(report))
+        lines += ["", f"{title}:", *(wrapped(f"  {item}", "    ") for item in items)]
+    return "\n".join([*lines, "", answer(report)]) + "\n"
+
+
+def answer(report: ParityReport) -> str:
+    """Return the answer alone: a row for each artifact, what to run where, and the verdict's sentence."""
+    rows = table(report)
+    lines = [text_table(headers(report), rows), ""] if rows else []
+    sentences = [*recommendations(report), *caveats(report)]
+    return "\n".join([*lines, *map(wrapped, [*sentences, report.verdict.sentence])])
 
 
 def weights(report: ParityReport) -> str:
@@ -84,8 +95,7 @@ def row(entry: Entry, check: Check) -> tuple[str, ...]:
     drop = None if labeled is None else labeled.drop_interval_points
     return (
         entry.artifact,
-        entry.backend if entry.device == "cpu" else f"{entry.backend} {entry.device}",
-        f"{entry.ran}{', simulated' if entry.simulated else ''}",
+        f"{entry.place}{', simulated' if entry.simulated else ''}",
         "–" if figures.relative_error is None else f"{figures.relative_error:.1e}",
         "–" if figures.centered_cosine is None else f"{figures.centered_cosine:.6f}",
         _agreement(check),
@@ -114,23 +124,13 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    from tabulate import tabulate
-
-    excluded = [i for i in range(len(HEADERS)) if any(cells[i] for cells in rows)]
-    return tabulate(
-        [[cells[i] for i in excluded] for cells in rows],
-        headers=[HEADERS[i] for i in excluded],
-        tablefmt="simple",
-        disable_numparse=True,
-    )
+    shown = [i for i in range(len(HEADERS)) if any(cells[i] for cells in rows)]
+    return text_table([HEADERS[i] for i in shown], [[cells[i] for i in shown] for cells in rows])
 
 
 def _agreement(check: Check) -> str:
     figures, interval = check.comparison.figures, check.comparison.top1_interval
-    text = (
-        f"{figures.top1}/{figures.images} = {100 * figures.top1_agreement:.1f} % "
-        f"({100 * interval.low:.1f}–{100 * interval.high:.1f})"
-    )
+    text = f"{100 * figures.top1_agreement:.1f} % ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
     if figures.near_tie_flips:
         text += f", {figures.near_tie_flips} near tie{'s' if figures.near_tie_flips > 1 else ''}"
     return text
@@ -170,10 +170,17 @@ def _notes(report: ParityReport) -> Iterator[str]:
 
 
 def _skipped(report: ParityReport) -> Iterator[str]:
-    yield from grouped(
-        (
-            item.artifact if item.precision is item.declared else f"{item.artifact} in {item.precision}",
-            f"{item.backend} ({item.provider}) {item.reason}",
-        )
-        for item in report.skipped
-    )
+    yield from grouped(map(_reason, report.skipped))
+
+
+def _skipped_in_brief(report: ParityReport) -> Iterator[str]:
+    """Yield why an artifact ran nowhere; that others could run elsewhere too takes one line."""
+    yield from grouped(_reason(item) for item in report.skipped if item.artifact in report.unverified)
+    others = sum(item.artifact not in report.unverified for item in report.skipped)
+    if others:
+        yield f"{others} runs on backends that this host has not; the other forms of the report list them"
+
+
+def _reason(item: Skipped) -> tuple[str, str]:
+    who = item.artifact if item.precision is item.declared else f"{item.artifact} in {item.precision}"
+    return who, f"{item.backend} ({item.provider}) {item.reason}"

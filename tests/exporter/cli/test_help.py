@@ -16,7 +16,7 @@ _BASE_ONLY = """
 import sys
 from importlib.abc import MetaPathFinder
 ALLOWED = {*sys.stdlib_module_names, "resnet_export", "__editable___resnet_export_0_1_0_finder", "numpy",
-            "msgspec", "PIL", "click", "tqdm", "tabulate", "filelock"}
+            "msgspec", "PIL", "click", "rich", "pygments", "filelock"}
 class Hidden(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] not in ALLOWED:

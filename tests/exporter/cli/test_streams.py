@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_export.exporter.cli.progress import progress_bar
+from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.progress import silent
 from tests import parity_bundle
 from tests.tiny_bundle import FP32
@@ -79,9 +79,11 @@ print(open("tight.json").fileno() > 2, sys.stderr.isatty())
 
 
 def test_without_standard_error_there_is_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert progress_bar(quiet=False) is not silent
+    with show_progress(quiet=False) as progress:
+        assert progress is not silent
     monkeypatch.setattr(sys, "stderr", None)
-    assert progress_bar(quiet=False) is silent
+    with show_progress(quiet=False) as progress:
+        assert progress is silent
 
 
 def test_characters_that_the_terminal_cannot_show_are_replaced(folder: Path) -> None:
