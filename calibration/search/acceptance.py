@@ -84,7 +84,7 @@ def exclude_sensitive_layers(
         )
         if budget.holds:
             before, candidate = candidate, replace(candidate, plan=plan)
-            found = evaluator(candidate.graph(target))
+            found = evaluator(candidate.graph(target), target)
             if TARGETS[target].timed_here:
                 image = next(iter(evaluator.images()))[:1]
                 ratio = latency_ratio(candidate.graph(target), before.graph(target), image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ import onnx
 from numpy.typing import NDArray
 
 from resnet_export.calibration.data.photos import Photos
-from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.calibration.search.trial_session import open_trial
+from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import DatasetError, ExportError
 from resnet_export.runtime.parity.criteria.criterion import Criterion, at_most
 from resnet_export.runtime.parity.criteria.table import Evidence, bound, describe, evaluate, title
@@ -91,7 +92,7 @@ class Evaluator:
         self._photos, self._threads = photos, threads
         self.limits = limits or Limits()
         self.labels = photos.labels
-        self.logits = self._run(model, self.images())
+        self.logits = self._run(model, None)
         if not np.isfinite(self.logits).all():
             raise ExportError(
                 "the float network's logits are infinite or NaN on a real image; check its weights"
@@ -101,9 +102,9 @@ class Evaluator:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def __call__(self, graph: onnx.ModelProto) -> Validation:
-        """Run a trial graph over the images and compare it."""
-        logits = self._run(graph, self.images())
+    def __call__(self, graph: onnx.ModelProto, target: TargetName | None = None) -> Validation:
+        """Run a trial graph, laid out for `target` (None: a float graph), over the images and compare it."""
+        logits = self._run(graph, target)
         figures = Metrics.of(self.logits, logits, self._near_tie).result()
         drop = None
         if self.labels is not None:
@@ -134,9 +135,9 @@ class Evaluator:
         """Yield the batches of one pass over the images."""
         return self._photos.inputs()
 
-    def _run(self, graph: onnx.ModelProto, batches: Iterable[NDArray[Any]]) -> NDArray[np.float32]:
-        session = CpuSession(graph.SerializeToString(), threads=self._threads)
-        found = [session.run(batch)[0] for batch in batches]
+    def _run(self, graph: onnx.ModelProto, target: TargetName | None) -> NDArray[np.float32]:
+        run = open_trial(graph, target, self._threads)
+        found = [run(batch) for batch in self.images()]
         if not found:
             raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
         return np.concatenate(found)

@@ -89,7 +89,7 @@ def validate(
 ) -> dict[TargetName, Validation]:
     """Return how the graphs of all targets do, with ranges by `method` (None: the plan's)."""
     return {
-        target: evaluator(candidate.graph(target, method=method))
+        target: evaluator(candidate.graph(target, method=method), target)
         for target in progress(TARGETS, title, len(TARGETS))
     }
 

@@ -61,7 +61,7 @@ def rank_layers(
     ranked = []
     for name in progress(layers, f"Ranking layers ({target})", len(layers)):
         others = {layer.name: Exclusion(reason="on trial") for layer in topology.layers if layer.name != name}
-        found = evaluator(quantize(model, ranges, replace(plan, excluded=others), target))
+        found = evaluator(quantize(model, ranges, replace(plan, excluded=others), target), target)
         ranked.append(
             LayerSensitivity(
                 layer=name,
@@ -116,7 +116,7 @@ def exclude_within_budget(
         return exclude_layers(plan, names, target, f"INT8 would be outside its limits with it: {limit}")
 
     def tried(count: int) -> ExclusionTrial:
-        found = evaluator(quantize(model, ranges, excluding(count), target))
+        found = evaluator(quantize(model, ranges, excluding(count), target), target)
         return ExclusionTrial(excluded=count, outside=found.outside)
 
     floats = np.cumsum([one.multiply_adds for one in sensitivities])

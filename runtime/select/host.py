@@ -108,7 +108,7 @@ def probe(*, imports: bool = False) -> HostFacts:
     """
     import platform
 
-    features, cpu_note = _cpu_features()
+    features, cpu_note = cpu_features()
     packages = find_packages()
     query = query_gpus()
     if imports:
@@ -135,7 +135,8 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _cpu_features(path: Path = Path("/proc/cpuinfo")) -> tuple[tuple[str, ...], str | None]:
+def cpu_features(path: Path = Path("/proc/cpuinfo")) -> tuple[tuple[str, ...], str | None]:
+    """Return those of `CPU_FEATURES` that this processor has, and why they are not known where they are not."""
     if _SYSTEM != "linux":
         return (), f"CPU features are read from {path} on Linux only; this is {_SYSTEM}"
     try:

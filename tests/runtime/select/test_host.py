@@ -87,11 +87,11 @@ def test_the_features_of_the_first_processor_are_read_in_a_fixed_order() -> None
 def test_where_the_system_does_not_tell_the_features_it_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    features, note = host._cpu_features(tmp_path / "absent")
+    features, note = host.cpu_features(tmp_path / "absent")
     assert features == ()
     assert "cannot be read: No such file" in note
     monkeypatch.setattr(host, "_SYSTEM", "darwin")
-    assert host._cpu_features() == (
+    assert host.cpu_features() == (
         (),
         "CPU features are read from /proc/cpuinfo on Linux only; this is darwin",
     )
