@@ -60,8 +60,8 @@ class Variant:
 CPU_VARIANTS = (
     Variant("as shipped", CPU),
     Variant("signed activations", replace(CPU, signed=True)),
-    Variant("skip operand only", replace(CPU, both_operands=False)),
-    Variant("float pooling", replace(CPU, pooled=False)),
+    Variant("skip operand only", replace(CPU, skip_operand=True, convolved=False)),
+    Variant("float pooling", replace(CPU, moved=False)),
     Variant("float bias", replace(CPU, integer_bias=False)),
     Variant("float first convolution", CPU, (FIRST,)),
     Variant("float classifier", CPU, (CLASSIFIER,)),
@@ -70,7 +70,7 @@ TENSORRT_VARIANTS = (
     Variant("all in int8", TENSORRT),
     Variant("float classifier (as shipped)", TENSORRT, (CLASSIFIER,)),
     Variant("float first convolution", TENSORRT, (FIRST,)),
-    Variant("both operands of an Add", replace(TENSORRT, both_operands=True)),
+    Variant("both operands of an Add", replace(TENSORRT, convolved=True, shared=True)),
     Variant("unsigned activations", replace(TENSORRT, signed=False)),
 )
 

@@ -63,7 +63,10 @@ def channel_groups(model: onnx.ModelProto, topology: Topology | None = None) -> 
         layer = layers.get(node.name)
         tensors = [name for name in (*node.input, *node.output) if name in shapes]
         if layer is not None:
-            if {layer.weight, layer.bias} & shared:
+            # Of more than two axes, a MatMul has its channels in the last.
+            if {layer.weight, layer.bias} & shared or (
+                node.op_type == "MatMul" and any(len(shapes[name]) != 2 for name in tensors)
+            ):
                 fixed.update(tensors)
             continue
         passed = _passes(node, topology, shapes)
@@ -130,7 +133,7 @@ def from_rows(rows: NDArray[np.float64], shape: tuple[int, ...], layer: Layer) -
 
 
 def group_count(layer: Layer) -> int:
-    """Return the number of groups of a convolution; 1 for a Gemm."""
+    """Return the number of groups of a convolution; 1 for a Gemm or MatMul."""
     return next((helper.get_attribute_value(one) for one in layer.node.attribute if one.name == "group"), 1)
 
 

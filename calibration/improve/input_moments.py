@@ -77,7 +77,7 @@ def input_moments(
 
     Args:
         model: the float32 graph.
-        layers: names of Conv and Gemm nodes.
+        layers: names of Conv, Gemm and MatMul nodes.
         batches: called for each pass; gives images in the layout and dtype of the graph's input.
         images: how many there are.
         threads: for ONNX Runtime; None means all processors.
@@ -130,12 +130,16 @@ def patches(
 ) -> Floats:
     """Return what the layer's weights are multiplied with: float32 [n, groups, d].
 
-    `values` is its input, [images, channels, height, width] for a convolution with this `kernel` and
-    [images, features] for a Gemm. `choose` says which positions to take of an image, given its index here and
-    how many there are.
+    `values` is its input, [images, channels, height, width] for a convolution with this `kernel`, [images, features]
+    for a Gemm and [images, …, features] for a MatMul. `choose` says which positions to take of an image, given its
+    index here and how many there are.
     """
     if layer.node.op_type == "Gemm":
         return values.reshape(len(values), 1, -1)
+    if layer.node.op_type == "MatMul":
+        places = values.reshape(len(values), -1, values.shape[-1])
+        chosen = [image[choose(index, len(image))] for index, image in enumerate(places)]
+        return np.ascontiguousarray(np.concatenate(chosen))[:, None]
     found = {one.name: helper.get_attribute_value(one) for one in layer.node.attribute}
     rank = len(kernel)
     strides = found.get("strides") or [1] * rank

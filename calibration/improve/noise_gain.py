@@ -44,6 +44,8 @@ def noise_gains(model: onnx.ModelProto, topology: Topology | None = None) -> dic
             continue
         if node.name in layers:
             layer = layers[node.name]
+            if len(shapes.get(layer.output, ())) > 2 and node.op_type == "MatMul":
+                continue  # its channels are in the last axis
             squares = by_input(topology.constant(layer.weight).astype(np.float64), layer) ** 2
             before = np.einsum("goik,go->gi", squares, after.reshape(len(squares), -1)).reshape(-1)
             _add(gains, layer.input, before)

@@ -11,39 +11,34 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-__all__ = ["simulate_bf16"]
+from resnet_export.calibration.quantize.operators import operator
+from resnet_export.calibration.quantize.tensor_types import infer_types
 
-_EXACT = frozenset({"Flatten", "Identity", "MaxPool", "Relu", "Reshape", "Transpose"})
-"""Operators that round nothing: each element of the output is one of the input's, or zero."""
+__all__ = ["simulate_bf16"]
 
 
 def simulate_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with every bf16 tensor as a float32 tensor of bf16 numbers; names stay."""
+    types = infer_types(model)
     made = ir.from_proto(model)
     graph = made.graph
-    narrow: set[ir.Value] = set()
     for value in graph.initializers.values():
         if value.dtype == ir.DataType.BFLOAT16 and value.const_value is not None:
             tensor = ir.tensor(value.const_value.numpy().astype("float32"), name=value.name)
             value.const_value, value.dtype = tensor, ir.DataType.FLOAT
-            narrow.add(value)
     for node in tuple(graph):
-        to = node.attributes.get_int("to") if node.op_type == "Cast" else None
-        if to is None and not any(value in narrow for value in node.inputs):
-            continue
-        if to not in (None, ir.DataType.BFLOAT16):
-            continue
-        if node.op_type in _EXACT:
-            narrow.update(node.outputs)
-            for value in node.outputs:
-                value.dtype = ir.DataType.FLOAT
-            continue
         for value in node.outputs:
-            narrow.add(_rounded(graph, node, value, cast=to is not None))
+            name = str(value.name)
+            if name not in types or types[name].type.tensor_type.elem_type != ir.DataType.BFLOAT16:
+                continue
+            if operator(node.op_type).exact:
+                value.dtype = ir.DataType.FLOAT
+            else:
+                _rounded(graph, node, value, cast=node.op_type == "Cast")
     return ir.to_proto(made)
 
 
-def _rounded(graph: ir.Graph, node: ir.Node, value: ir.Value, *, cast: bool) -> ir.Value:
+def _rounded(graph: ir.Graph, node: ir.Node, value: ir.Value, *, cast: bool) -> None:
     """Round what `node` writes to bf16, for everyone who reads it; `cast` where the node is that rounding itself."""
     name, shape = str(value.name), value.shape
     value.name, value.type, value.shape = f"{name}.wide", None, None
@@ -61,4 +56,3 @@ def _rounded(graph: ir.Graph, node: ir.Node, value: ir.Value, *, cast: bool) -> 
             reader.replace_input_with(position, found)
     if value.is_graph_output():
         graph.outputs[graph.outputs.index(value)] = found
-    return found

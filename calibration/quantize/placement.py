@@ -1,6 +1,9 @@
-"""Where a target wants its activations quantized.
+"""Where a target wants its activations quantized: rules about operators and tensors, whatever the network.
 
-A layer is a Conv or Gemm with constant weights that the plan does not keep in floating point.
+A layer is a Conv, Gemm or MatMul with constant weights, grouped and depthwise convolutions among them, that the plan
+does not keep in floating point. Everything else computes in floating point: sigmoid gates, SiLU, hard-swish, GELU,
+normalizations, softmax, averages, and the products of two activations in an attention. `operators` says what each of
+them does to numbers.
 
 For both targets:
  1. The input of every layer is quantized.
@@ -10,13 +13,15 @@ For TensorRT (documentation, "Q/DQ Layer-Placement Recommendations"; NVIDIA/Tens
     layer: Conv, Add and Relu then become one kernel that reads and writes int8. The other operand is not, which
     would split them.
  3. What reads a quantized tensor for another purpose (pooling, an Add without such a convolution) reads it as
-    it was.
+    it was. TensorRT moves a QuantizeLinear in front of a concatenation or a pooling by itself.
 
 For CPU engines (`docs/int8.md` has the measurements), because ONNX Runtime runs an operator in integers only
 between a DequantizeLinear on each input and a QuantizeLinear on the output:
- 4. Both operands of an Add are quantized where each is a convolution's output or quantized already.
- 5. What a MaxPool reads is quantized with the grid of what it writes, where that is quantized: taking a maximum
-    commutes with rounding, so it pools bytes.
+ 4. What a convolution writes, after its Relu or Clip, is quantized: in front of a sum, a gate, an activation or a
+    normalization too. Not where an operator that moves it reads it: OpenVINO would move the DequantizeLinear behind
+    that, and lose 10 to 20 dB.
+ 5. What an operator only moves (pooling, concatenation, reshaping, transposition: `Operator.moves`) is quantized with
+    the grid of what it writes, where that is quantized: it commutes with rounding, so it moves bytes.
  6. Whatever reads a quantized tensor reads it quantized, so that it is never stored as float; except a layer
     that the plan keeps, which would lose what it is kept for.
 """
@@ -28,6 +33,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from resnet_export.calibration.quantize.operators import operator
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.precision import Precision
@@ -40,8 +46,9 @@ class Target:
     Attributes:
         name: as manifest, plan and report say it; the artifact is called "int8.NAME", its file "model.int8.NAME.onnx".
         signed: activations lie on the symmetric int8 grid; else on the affine uint8 grid.
-        both_operands: rule 4 in place of rule 2.
-        pooled: rule 5.
+        skip_operand: rule 2.
+        convolved: rule 4.
+        moved: rule 5.
         shared: rule 6 in place of rule 3.
         integer_bias: biases are int32, in units of input scale times weight scale; else they stay float.
         float_precision: what layers outside of the integers compute in; anything but fp32 is typed after the emission.
@@ -51,8 +58,9 @@ class Target:
 
     name: TargetName
     signed: bool
-    both_operands: bool
-    pooled: bool
+    skip_operand: bool
+    convolved: bool
+    moved: bool
     shared: bool
     integer_bias: bool
     float_precision: Precision
@@ -64,8 +72,9 @@ _ROWS = (
     Target(
         name="tensorrt",
         signed=True,
-        both_operands=False,
-        pooled=False,
+        skip_operand=True,
+        convolved=False,
+        moved=False,
         shared=False,
         integer_bias=False,
         float_precision=Precision.FP16,
@@ -75,8 +84,9 @@ _ROWS = (
     Target(
         name="cpu",
         signed=False,
-        both_operands=True,
-        pooled=True,
+        skip_operand=False,
+        convolved=True,
+        moved=True,
         shared=True,
         integer_bias=True,
         float_precision=Precision.FP32,
@@ -108,19 +118,23 @@ def place(topology: Topology, excluded: Iterable[str], target: Target) -> Placem
     convolved = {layer.output for layer in layers if layer.node.op_type == "Conv"}
     ranges = {layer.input: layer.input for layer in layers}
     reads = {(layer.name, 0) for layer in layers}
-    for node, main, skip in topology.residuals():
-        if target.both_operands:
-            chosen = {main, skip} if {main, skip} <= ranges.keys() | convolved else set()
-        else:
-            fuses = main in convolved and topology.only_reader(main) is not None
-            chosen = {skip} if fuses else set()
-        ranges.update((tensor, tensor) for tensor in chosen)
-        reads.update((node.name, position) for position in _positions(node, chosen))
-    if target.pooled:
-        for node in topology.nodes:
-            if node.op_type == "MaxPool" and node.output[0] in ranges and node.input[0] not in ranges:
-                ranges[node.input[0]] = ranges[node.output[0]]
-                reads.add((node.name, 0))
+    if target.skip_operand:
+        for node, main, skip in topology.residuals():
+            if main in convolved and topology.only_reader(main) is not None:
+                ranges.setdefault(skip, skip)
+                reads.update((node.name, position) for position in _positions(node, {skip}))
+    if target.moved:
+        for node in reversed(topology.nodes):
+            if len(node.output) == 1 and node.output[0] in ranges:
+                for position, name in enumerate(node.input[: operator(node.op_type).moves]):
+                    if name not in ranges and name not in topology.constants:
+                        ranges[name] = ranges[node.output[0]]
+                        reads.add((node.name, position))
+    if target.convolved:
+        for tensor in map(topology.activated, sorted(convolved)):
+            readers = topology.readers.get(tensor, [])
+            if tensor not in topology.outputs and all(operator(one.op_type).moves == 0 for one in readers):
+                ranges.setdefault(tensor, tensor)
     if target.shared:
         for tensor in ranges:
             for reader in topology.readers.get(tensor, []):

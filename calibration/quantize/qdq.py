@@ -85,6 +85,8 @@ def emit(
                 new.input[position] = f"{name}_dequantized"
         if node.name in layers and node.name not in excluded:
             writer.constants(layers[node.name], new)
+        if node.name in writer.biases:
+            _set(new, *writer.biases[node.name])
         writer.nodes.append(new)
         writer.activations(node.output)
     return _rebuilt(model, writer)
@@ -128,13 +130,17 @@ def _rebuilt(model: onnx.ModelProto, writer: _Writer) -> onnx.ModelProto:
 
 
 class _Writer:
-    """Collects the nodes and constants of the new graph, in an order that is topological by construction."""
+    """Collects the nodes and constants of the new graph, in an order that is topological by construction.
+
+    `biases` maps each node that reads a new bias to its input position and the name of the tensor.
+    """
 
     def __init__(
         self, topology: Topology, plan: QuantPlan, grids: Mapping[str, Grid], *, integer_bias: bool
     ) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self.biases: dict[str, tuple[int, str]] = {}
         self._topology, self._plan, self._grids, self._integer_bias = topology, plan, grids, integer_bias
 
     def activations(self, tensors: Iterable[str]) -> None:
@@ -148,20 +154,24 @@ class _Writer:
                 self._node(DEQUANTIZE, (f"{name}_quantized", scale, zero), f"{name}_dequantized")
 
     def constants(self, layer: Layer, node: onnx.NodeProto) -> None:
-        """Write a layer's weight and bias as integers, and let `node`, its copy in the new graph, read them."""
+        """Write a layer's weight and bias as integers, and let `node`, its copy in the new graph, read the weight.
+
+        The bias that an Add behind a MatMul adds stays float.
+        """
         weight = self._plan.weights.get(layer.name)
         if weight is None:
             weight = quantize_weight(self._topology.constant(layer.weight), layer.axis)
         bias = self._bias(layer)
-        if bias is not None and self._integer_bias:
+        if bias is not None and self._integer_bias and layer.bias_input == (layer.name, 2):
             # A channel with hardly any weight and a large bias would need more than 32 bits for it.
             unit = self._grids[layer.input].scale
             weight = rescaled(weight, at_least=np.abs(bias) / (unit * _LARGEST_BIAS))
             scales = (weight.scales * np.float64(unit)).astype(np.float32)
             integers = np.rint(bias / scales.astype(np.float64)).astype(np.int32)
-            _set(node, 2, self._dequantized(f"{layer.name}.bias", integers, scales, axis=0))
-        elif bias is not None and layer.name in self._plan.bias_corrections:
-            _set(node, 2, self._constant(f"{layer.name}.bias_corrected", bias))
+            self.biases[layer.name] = 2, self._dequantized(f"{layer.name}.bias", integers, scales, axis=0)
+        elif bias is not None and layer.bias_input and layer.name in self._plan.bias_corrections:
+            reader, position = layer.bias_input
+            self.biases[reader] = position, self._constant(f"{layer.name}.bias_corrected", bias)
         _set(
             node, 1, self._dequantized(f"{layer.name}.weight", weight.values, weight.scales, axis=weight.axis)
         )

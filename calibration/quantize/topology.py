@@ -15,13 +15,24 @@ from resnet_export.runtime.errors import ExportError
 
 @dataclass(frozen=True)
 class Layer:
-    """A Conv or Gemm with constant weights. `axis` is the weight's axis of output channels."""
+    """A Conv, Gemm or MatMul with constant weights.
+
+    Attributes:
+        node: it.
+        index: its position among the nodes.
+        weight: its constant weight; a MatMul's is a matrix [inputs, outputs].
+        bias: the constant that is added to each output channel, if there is one.
+        axis: the weight's axis of output channels.
+        bias_input: the node and the input position where a bias is read: its own, or, of a MatMul, that of the Add
+            behind it; None for a MatMul without one.
+    """
 
     node: onnx.NodeProto
     index: int
     weight: str
     bias: str | None
     axis: int
+    bias_input: tuple[str, int] | None
 
     @property
     def name(self) -> str:
@@ -62,9 +73,9 @@ class Topology:
         return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
 
     def activated(self, tensor: str) -> str:
-        """Return what a Relu makes of `tensor` where nothing else reads it, and `tensor` itself otherwise."""
+        """Return what a Relu or a Clip makes of `tensor` where nothing else reads it, and `tensor` itself otherwise."""
         reader = self.only_reader(tensor)
-        return reader.output[0] if reader is not None and reader.op_type == "Relu" else tensor
+        return reader.output[0] if reader is not None and reader.op_type in ("Clip", "Relu") else tensor
 
     def constant(self, name: str) -> NDArray[np.float32]:
         """Return an initializer as float32. Raises ExportError when it is infinite or NaN somewhere."""
@@ -93,12 +104,24 @@ class Topology:
             bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
             if not constant or (bias is not None and bias not in self.constants):
                 continue
+            own = (node.name, 2)
             if node.op_type == "Conv":
-                yield Layer(node, index, node.input[1], bias, axis=0)
+                yield Layer(node, index, node.input[1], bias, axis=0, bias_input=own)
             elif node.op_type == "Gemm":
                 attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
                 plain = attributes.get("alpha", 1.0) == 1 and attributes.get("beta", 1.0) == 1
                 if plain and not attributes.get("transA", 0):
-                    yield Layer(
-                        node, index, node.input[1], bias, axis=0 if attributes.get("transB", 0) else 1
-                    )
+                    axis = 0 if attributes.get("transB", 0) else 1
+                    yield Layer(node, index, node.input[1], bias, axis, bias_input=own)
+            elif node.op_type == "MatMul" and len(self.constants[node.input[1]].dims) == 2:
+                bias, place = self._added(node, int(self.constants[node.input[1]].dims[1]))
+                yield Layer(node, index, node.input[1], bias, axis=1, bias_input=place)
+
+    def _added(self, node: onnx.NodeProto, channels: int) -> tuple[str | None, tuple[str, int] | None]:
+        """Return the constant [channels] that an Add behind a MatMul adds to what it writes, and where it is read."""
+        reader = self.only_reader(node.output[0])
+        if reader is not None and reader.op_type == "Add":
+            for position, name in enumerate(reader.input):
+                if name in self.constants and list(self.constants[name].dims) == [channels]:
+                    return name, (reader.name, position)
+        return None, None

@@ -165,12 +165,15 @@ def round_weights(
             continue
         weight = topology.constant(layer.weight)
         nearest = quantize_weight(weight, layer.axis)
-        nearest_corrections[layer.name] = bias_correction(layer, weight, nearest, found)
+        if layer.bias_input is not None:
+            nearest_corrections[layer.name] = bias_correction(layer, weight, nearest, found)
         chosen = nearest
+        corrected = correct_bias and layer.bias_input is not None
         if round_weights:
-            chosen = round_weight(layer, weight, found, centered=correct_bias)
+            chosen = round_weight(layer, weight, found, centered=corrected)
             weights[layer.name] = chosen
-            corrections[layer.name] = bias_correction(layer, weight, chosen, found)
+            if corrected:
+                corrections[layer.name] = bias_correction(layer, weight, chosen, found)
         layers.append(
             QuantizedLayer(
                 layer=layer.name,

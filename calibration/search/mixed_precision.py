@@ -154,7 +154,8 @@ def multiply_adds(model: onnx.ModelProto, topology: Topology | None = None) -> d
     counts = {}
     for layer in topology.layers:
         axes = types[layer.output].type.tensor_type.shape.dim
-        positions = np.prod([max(axis.dim_value, 1) for axis in axes[2:]])
+        places = axes[1:-1] if layer.node.op_type == "MatMul" else axes[2:]
+        positions = np.prod([max(axis.dim_value, 1) for axis in places])
         outputs = topology.constants[layer.weight].dims[layer.axis]
         counts[layer.name] = float(positions * outputs * filter_size(layer, topology))
     return counts

@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from resnet_export.calibration.quantize.operators import operator
 from resnet_export.calibration.quantize.tensor_types import infer_types
 from resnet_export.exporter.graph.value_ranges import Span, complete
 
@@ -29,8 +30,6 @@ HEADROOM = 4.0
 WEIGHT_ERROR = 2.0**-10
 """The relative change of a weight tensor at which it stays in fp32: twice the most that rounding normal
 numbers can do, so only weights below fp16's normal range get there."""
-
-_AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 
 
 def misfits(model: onnx.ModelProto, ranges: Mapping[str, Span]) -> dict[str, str]:
@@ -74,9 +73,9 @@ def _reasons(
     types: Mapping[str, onnx.ValueInfoProto],
 ) -> Iterator[str]:
     for name in node.output:
-        if fault := _span_fault(spans[name]):
+        if name in spans and (fault := _span_fault(spans[name])):
             yield f"its output {fault}"
-    if node.op_type in _AVERAGES:
+    if operator(node.op_type).averages:
         count = _elements(types[node.input[0]]) // _elements(types[node.output[0]])
         low, high = spans[node.output[0]]
         if fault := _span_fault((low * count, high * count)):

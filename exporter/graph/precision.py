@@ -25,34 +25,11 @@ __all__ = ["TypedGraph", "to_fp16"]
 
 _FP32, _FP16, _BF16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 _NAMES = {_FP32: "fp32", _FP16: "fp16", _BF16: "bf16"}
+_NAMES_OF_ONNX = {_FP32: "float", _FP16: "float16", _BF16: "bfloat16"}
 
 _BF16_OPSET, _BF16_IR_VERSION = 22, 10
 """The first operator set in which convolutions and pooling take bf16, which is all that it changed of the operators
 here, and the file format of its ONNX release."""
-
-_TYPED = frozenset(
-    {
-        "Add",
-        "AveragePool",
-        "Conv",
-        "Flatten",
-        "Gemm",
-        "GlobalAveragePool",
-        "HardSigmoid",
-        "Identity",
-        "MatMul",
-        "MaxPool",
-        "Mul",
-        "ReduceMean",
-        "Relu",
-        "Reshape",
-        "Sigmoid",
-        "Softmax",
-        "Sub",
-        "Transpose",
-    }
-)
-"""Operators that have one floating-point type, that of all their floating-point inputs and outputs."""
 
 _PREPARATION = frozenset({"Cast", "Transpose", "Sub"})
 
@@ -96,12 +73,16 @@ def to_typed(graph: ExportedGraph, narrow: ir.DataType, wide: Mapping[str, str])
     3. DequantizeLinear takes the type of the layer that reads it, and is doubled where two layers differ.
        QuantizeLinear takes the type of what it reads. Integer weights and zero points stay as they are.
     4. A tensor is cast at most once to each type, next to its first reader.
+    5. What an operator takes in the narrow type is what its ONNX schema says, input by input: the scales of a Resize
+       and all integers stay as they are, and a node without a form in that type stays in fp32 as if it were in `wide`.
 
-    `graph` is a float32 graph, or a float32 Q/DQ graph that quantization left. Raises ExportError when an operator has
-    no typing rule, or the result is not consistently typed.
+    `graph` is a float32 graph, or a float32 Q/DQ graph that quantization left. Raises ExportError for an operator that
+    ONNX does not define, or when the result is not consistently typed.
     """
     writer = _Writer(graph, narrow)
     reasons = {name: reason for name, reason in wide.items() if name not in writer.preparation}
+    for name, reason in writer.formless().items():
+        reasons.setdefault(name, reason)
     for node in writer.source:
         if node.op_type == "QuantizeLinear":
             writer.quantize(node)
@@ -128,6 +109,12 @@ class _Writer:
         self._narrow = narrow
         self._paths = dict(source.modules)
         self.source = tuple(self._graph)
+        types = infer_types(source.model)
+        self._types: dict[ir.Value, ir.DataType] = {
+            value: ir.DataType(types[str(value.name)].type.tensor_type.elem_type)
+            for value in (*self._graph.inputs, *(value for node in self.source for value in node.outputs))
+            if value.name
+        }
         self.modules: dict[str, str] = {}
         self.preparation: set[str] = set()
         self._raw = set(self._graph.inputs)
@@ -144,16 +131,23 @@ class _Writer:
             tuple[ir.Value, ir.DataType], ir.Value
         ] = {}  # a tensor, in a type → where it is
 
+    def formless(self) -> dict[str, str]:
+        """Return the nodes that turn floats into floats and have no form in the narrow type, with the reason."""
+        found = {}
+        for node in self.source:
+            reads, writes = self._kinds(node, self._narrow)
+            if _FP32 in reads and _FP32 in writes and self._narrow not in (*reads, *writes):
+                version = self._model.opset_imports[""]
+                found[_name(node)] = (
+                    f"ONNX defines no {_NAMES[self._narrow]} {node.op_type} in operator set {version}"
+                )
+        return found
+
     def compute(self, node: ir.Node, kind: ir.DataType) -> None:
         """Write an operator that computes in `kind`."""
-        if node.op_type not in _TYPED and node.op_type not in _PREPARATION:
-            raise ExportError(
-                f"node {node.name!r} is a {node.op_type}, which has no {_NAMES[self._narrow]} typing rule; export "
-                f"without {_NAMES[self._narrow]}"
-            )
         self._write(node, kind)
         for value in node.outputs:
-            if value.is_graph_output() and kind != _FP32:
+            if value.is_graph_output() and value.dtype == self._narrow:
                 # The graph's output keeps its name and type, so what the node writes gets another name.
                 position, name, shape = self._graph.outputs.index(value), value.name, value.shape
                 value.name = f"{node.name}.output"
@@ -164,11 +158,9 @@ class _Writer:
     def quantize(self, node: ir.Node) -> None:
         """Write a QuantizeLinear in the type of what it reads; the raw input is cast to the narrow type for it."""
         inputs: Sequence[Any] = node.inputs
-        source, scale, *zero_point = inputs
+        source, scale = inputs[:2]
         narrow = source in self._raw or source.dtype == self._narrow
-        kind = self._narrow if narrow and scale_fits(scale.const_value.numpy()) else _FP32
-        self._write(node, kind)
-        node.outputs[0].dtype = zero_point[0].dtype if zero_point else ir.DataType.UINT8
+        self._write(node, self._narrow if narrow and scale_fits(scale.const_value.numpy()) else _FP32)
 
     def finish(self) -> onnx.ModelProto:
         """Return the model. Raises ExportError unless ONNX's own inference agrees with every type decided here."""
@@ -191,16 +183,51 @@ class _Writer:
         return model
 
     def _write(self, node: ir.Node, kind: ir.DataType) -> None:
-        for position, value in enumerate(node.inputs):
-            if value is not None:
-                node.replace_input_with(position, self._in_type(value, kind))
+        reads, writes = self._kinds(node, kind)
+        for position, (value, read) in enumerate(zip(node.inputs, reads, strict=True)):
+            if value is not None and read is not None:
+                node.replace_input_with(position, self._in_type(value, read))
         self._graph.append(node)
         self.modules[_name(node)] = self._paths[_name(node)]
-        for value in node.outputs:
-            value.dtype = kind
+        for value, write in zip(node.outputs, writes, strict=True):
+            value.dtype = write
+
+    def _kinds(
+        self, node: ir.Node, kind: ir.DataType
+    ) -> tuple[list[ir.DataType | None], list[ir.DataType | None]]:
+        """Return the types that a node reads and writes when it computes in `kind`; None for what is left out.
+
+        A float tensor is in `kind` where the operator's schema allows that; everything else has the type that it had,
+        and so do floats that no float decides: what a Cast makes, or a Range over integers.
+        """
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._model.opset_imports[""], node.domain)
+        except onnx.defs.SchemaError as error:
+            raise ExportError(
+                f"node {node.name!r} is a {node.op_type}, which ONNX does not define"
+                f"{f' in the domain {node.domain!r}' if node.domain else ''}; export without {_NAMES[self._narrow]}"
+            ) from error
+
+        def decided(value: ir.Value | None, formal: Any) -> ir.DataType | None:
+            now = None if value is None else self._type_of(value)
+            return kind if now == _FP32 and f"tensor({_NAMES_OF_ONNX[kind]})" in formal.types else now
+
+        def decide(values: Sequence[ir.Value | None], formals: Sequence[Any]) -> list[ir.DataType | None]:
+            last = formals[-1:] * (len(values) - len(formals))  # the one that may be repeated
+            return [decided(*one) for one in zip(values, (*formals, *last), strict=False)]
+
+        if node.op_type == "Cast" or not any(
+            value and self._type_of(value) == _FP32 for value in node.inputs
+        ):
+            kind = _FP32
+        return decide(node.inputs, schema.inputs), decide(node.outputs, schema.outputs)
+
+    def _type_of(self, value: ir.Value) -> ir.DataType | None:
+        """Return the type that a tensor had in the source; None for an output that is left out."""
+        return self._types.get(value) if value.const_value is None else value.const_value.dtype
 
     def _in_type(self, value: ir.Value, kind: ir.DataType) -> ir.Value:
-        """Return where a tensor can be read in `kind`. Integers have one type only."""
+        """Return where a tensor can be read in `kind`."""
         if (value, kind) not in self._available:
             producer = value.producer()
             if value.const_value is not None:
@@ -234,6 +261,7 @@ class _Writer:
         suffix = f".{_NAMES[kind]}" if node in self._dequantized else ""
         self._dequantized.add(node)
         output = ir.Value(name=f"{node.outputs[0].name}{suffix}")
+        self._types[output] = _FP32
         name = f"{node.name}{suffix}"
         self._paths[name] = self._paths[_name(node)]
         self._write(

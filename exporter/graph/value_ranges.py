@@ -10,21 +10,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from resnet_export.calibration.observe.activations import activations, in_fours
+from resnet_export.calibration.observe.activations import activations, float_tensors, in_fours
+from resnet_export.calibration.quantize.operators import operator
 from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.progress import Progress, silent
 
-__all__ = ["BOUNDED", "PASS_ON", "Span", "complete", "scan_ranges"]
+__all__ = ["Span", "complete", "scan_ranges"]
 
 Span = tuple[float, float]
-
-PASS_ON = frozenset(
-    {"Cast", "Flatten", "Identity", "MaxPool", "QuantizeLinear", "Relu", "Reshape", "Transpose"}
-)
-"""Operators whose output lies within the range of their first input."""
-
-BOUNDED: Mapping[str, Span] = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0)}
 
 
 def scan_ranges(
@@ -38,10 +32,13 @@ def scan_ranges(
     Raises ExportError when a tensor is infinite or NaN on an image, or when there is no image; DatasetError
     when an image itself is not finite.
     """
+    floats = set(float_tensors(graph.model))
     tensors = [graph.model.graph.input[0].name]
+    known = {tensors[0], *floats}
     for node in graph.model.graph.node:
-        if node.op_type not in PASS_ON and node.op_type not in BOUNDED:
-            tensors.extend(node.output)
+        row = operator(node.op_type)
+        if not (row.span or (row.within and node.input[0] in known)):
+            tensors.extend(name for name in node.output if name in floats)
     ranges: dict[str, Span] = {}
     for found in progress(activations(graph.model, in_fours(batches), tensors), "Scanning ranges"):
         for name, values in found.items():
@@ -60,6 +57,7 @@ def complete(model: onnx.ModelProto, ranges: Mapping[str, Span]) -> dict[str, Sp
     neither be found nor derived.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    floats = set(float_tensors(model))
     source = model.graph.input[0]
     found: dict[str, Span] = {}
     if source.type.tensor_type.elem_type == TensorProto.UINT8:
@@ -67,24 +65,31 @@ def complete(model: onnx.ModelProto, ranges: Mapping[str, Span]) -> dict[str, Sp
     elif source.name in ranges:
         found[source.name] = ranges[source.name]
     for node in model.graph.node:
-        output = node.output[0]
-        if output in ranges:
-            found[output] = ranges[output]
-        elif node.op_type in BOUNDED:
-            found[output] = BOUNDED[node.op_type]
-        elif node.op_type == "DequantizeLinear":
-            if node.input[0] not in constants:
-                found[output] = _dequantized(node, constants)
-        elif node.op_type == "Relu" and node.input[0] in found:
-            low, high = found[node.input[0]]
-            found[output] = (max(low, 0.0), max(high, 0.0))
-        elif node.op_type in PASS_ON and node.input[0] in found:
-            found[output] = found[node.input[0]]
-        else:
-            raise ExportError(
-                f"tensor {output!r} has no scanned range; scan the graph that is to be converted"
-            )
+        for output in node.output:
+            if output in floats and (span := _span(node, output, ranges, found, constants)) is not None:
+                found[output] = span
     return found
+
+
+def _span(
+    node: onnx.NodeProto,
+    output: str,
+    ranges: Mapping[str, Span],
+    found: Mapping[str, Span],
+    constants: Mapping[str, onnx.TensorProto],
+) -> Span | None:
+    """Return the range of what `node` writes; None for the weights behind a DequantizeLinear."""
+    row = operator(node.op_type)
+    if output in ranges:
+        return ranges[output]
+    if row.span is not None:
+        return row.span
+    if node.op_type == "DequantizeLinear":
+        return None if node.input[0] in constants else _dequantized(node, constants)
+    if row.within and node.input[0] in found:
+        low, high = found[node.input[0]]
+        return (max(low, 0.0), max(high, 0.0)) if node.op_type == "Relu" else (low, high)
+    raise ExportError(f"tensor {output!r} has no scanned range; scan the graph that is to be converted")
 
 
 def _dequantized(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Span:

@@ -25,6 +25,8 @@ from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.parity.measure.metrics import relative_error
 from resnet_export.runtime.precision import Precision
 from tests.exported import BATCH, PREPROCESSING, exported_resnet18
+from tests.layer_graphs import CASES
+from tests.layer_graphs import images as layer_images
 from tests.typed_graphs import FLOAT, assert_strongly_typed, excluded, graph_of, run, types_of
 
 
@@ -197,9 +199,11 @@ class TestRefusals:
         with pytest.raises(ExportError, match=r"'layer3\.0\.conv2\.output' has no scanned range"):
             to_fp16(one.graph, ranges)
 
-    def test_an_operator_without_a_rule_is_named(self) -> None:
-        graph = graph_of([("Erf", ["input"], "logits")], {})
-        with pytest.raises(ExportError, match="node 'logits' is a Erf"):
+    def test_an_operator_that_onnx_does_not_define_is_named(self) -> None:
+        graph = graph_of([("Relu", ["input"], "logits")], {})
+        graph.model.graph.node[0].domain = "com.example"
+        graph.model.opset_import.add(domain="com.example", version=1)
+        with pytest.raises(ExportError, match=r"'logits'.*Relu"):
             to_fp16(graph, {"input": (-1, 1), "logits": (-1, 1)})
 
 
@@ -340,3 +344,73 @@ class TestBf16:
         ]
         raw = Reference(one.crops, one.reference.outputs)
         check_stage(typed.graph.model, raw, step="bf16", batch=BATCH, limit=6e-2)
+
+
+@pytest.mark.parametrize("name", CASES)
+class TestAnyLayer:
+    """fp16 and bf16 follow from the operators' ONNX schemas, whatever the network."""
+
+    @staticmethod
+    def graph(name: str) -> ExportedGraph:
+        model = CASES[name].model()
+        return ExportedGraph(model, {node.name: "" for node in model.graph.node}, "dynamo")
+
+    def test_is_strongly_typed_in_fp16_and_right(self, name: str) -> None:
+        graph, batch = self.graph(name), layer_images(4, seed=2)
+        typed = to_fp16(graph, scan_ranges(graph, [batch]))
+        assert typed.excluded == ()
+        assert_strongly_typed(typed.graph)
+        (expected,) = ReferenceEvaluator(graph.model).run(None, {"input": batch})
+        assert relative_error(run(typed.graph, batch), expected) < 2e-3
+        assert (
+            relative_error(ReferenceEvaluator(typed.graph.model).run(None, {"input": batch})[0], expected)
+            < 5e-3
+        )
+
+    def test_is_right_in_bf16(self, name: str) -> None:
+        graph, batch = self.graph(name), layer_images(4, seed=2)
+        typed = to_bf16(graph)
+        assert typed.excluded == ()
+        onnx.checker.check_model(typed.graph.model, full_check=True)
+        (expected,) = ReferenceEvaluator(graph.model).run(None, {"input": batch})
+        assert 1e-4 < relative_error(run(typed.graph, batch), expected) < 3e-2
+
+
+def test_integers_and_what_decides_them_keep_their_types() -> None:
+    """A transformer's shapes: Shape → Gather → Concat → Reshape, beside floats that are moved."""
+    graph = graph_of(
+        [
+            ("Shape", ["input"], "shape"),
+            ("Gather", ["shape", "first"], "batch"),
+            ("Concat", ["batch", "rest"], "target"),
+            ("Reshape", ["input", "target"], "rows"),
+            ("Cast", ["batch"], "count"),
+            ("Div", ["rows", "count"], "logits"),
+        ],
+        {"first": np.array([0]), "rest": np.array([4, 64])},
+        Concat={"axis": 0},
+        Cast={"to": TensorProto.FLOAT},
+    )
+    batch = TestReasons.images
+    typed = to_fp16(graph, scan_ranges(graph, [batch]))
+    assert_strongly_typed(typed.graph)
+    types = types_of(typed.graph)
+    assert [types[name] for name in ("shape", "batch", "target", "rows")] == [7, 7, 7, TensorProto.FLOAT16]
+    assert relative_error(run(typed.graph, batch), run(graph, batch)) < 2e-3
+
+
+def test_an_operator_without_a_form_in_bf16_stays_in_fp32_and_is_listed() -> None:
+    graph = graph_of(
+        [
+            ("Relu", ["input"], "relu.output"),
+            ("Einsum", ["relu.output"], "sum.output"),
+            ("Relu", ["sum.output"], "logits"),
+        ],
+        {},
+        Einsum={"equation": "nchw->nc"},
+    )
+    typed = to_bf16(graph)
+    assert excluded(typed) == ["sum"]
+    assert typed.excluded[0].reason == "ONNX defines no bf16 Einsum in operator set 22"
+    assert relative_error(run(typed.graph, TestReasons.images), run(graph, TestReasons.images)) < 3e-2
+    assert excluded(to_fp16(graph, scan_ranges(graph, [TestReasons.images]))) == []
