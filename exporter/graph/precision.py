@@ -189,8 +189,9 @@ class _Writer:
                 node.replace_input_with(position, self._in_type(value, read))
         self._graph.append(node)
         self.modules[_name(node)] = self._paths[_name(node)]
-        for value, write in zip(node.outputs, writes, strict=True):
-            value.dtype = write
+        for output, write in zip(node.outputs, writes, strict=True):
+            if write is not None:
+                output.dtype = write
 
     def _kinds(
         self, node: ir.Node, kind: ir.DataType
@@ -213,12 +214,11 @@ class _Writer:
             return kind if now == _FP32 and f"tensor({_NAMES_OF_ONNX[kind]})" in formal.types else now
 
         def decide(values: Sequence[ir.Value | None], formals: Sequence[Any]) -> list[ir.DataType | None]:
-            last = formals[-1:] * (len(values) - len(formals))  # the one that may be repeated
-            return [decided(*one) for one in zip(values, (*formals, *last), strict=False)]
+            # The last may be repeated.
+            return [decided(value, formals[min(at, len(formals) - 1)]) for at, value in enumerate(values)]
 
-        if node.op_type == "Cast" or not any(
-            value and self._type_of(value) == _FP32 for value in node.inputs
-        ):
+        floats = (value is not None and self._type_of(value) == _FP32 for value in node.inputs)
+        if node.op_type == "Cast" or not any(floats):
             kind = _FP32
         return decide(node.inputs, schema.inputs), decide(node.outputs, schema.outputs)
 

@@ -16,12 +16,17 @@ import msgspec
 import torch
 from torch import nn
 
+from resnet_export.exporter.models.batch_statistics import measure_batch_statistics
 from resnet_export.exporter.models.checkpoint import read_weights
 from resnet_export.exporter.models.classifier import Classifier
 from resnet_export.exporter.models.libraries import import_library
 from resnet_export.exporter.models.module import load_module
+from resnet_export.exporter.models.photographs import photographs
+from resnet_export.exporter.models.preprocessing import usual_preprocessing
 from resnet_export.exporter.spec import ModelSpec
+from resnet_export.runtime.bundle.manifest import WeightsInfo
 from resnet_export.runtime.errors import CheckpointError, RequestError
+from resnet_export.runtime.preprocess import normalize
 
 __all__ = ["is_other", "load_other", "resolve_module"]
 
@@ -49,17 +54,31 @@ def is_other(spec: ModelSpec) -> bool:
 
 
 def load_other(spec: ModelSpec) -> Classifier:
-    """Return the classifier of a network that is not in the zoo. Raises what `resolve_module` and `load_module` do."""
+    """Return the classifier of a network that is not in the zoo. Raises what `resolve_module` and `load_module` do.
+
+    A library's network without weights is untrained: it has the library's own initialization, from the seed, and batch
+    statistics of the bundled photographs.
+    """
     net = load_module(resolve_module(spec))
     if spec.arch is None:
         return net
-    notices = net.notices
-    if spec.weights is None:
-        notices = (
+    info = msgspec.structs.replace(net.info, arch=spec.arch)
+    if spec.weights is not None:
+        return replace(net, info=info)
+    steps = net.preprocessing
+    # Not as requested: whatever the mean and standard deviation, a seed means the same network.
+    images = normalize(photographs(steps.size, steps.channels), usual_preprocessing(steps.channels))
+    measure_batch_statistics(net.module, torch.from_numpy(images))
+    return replace(
+        net,
+        info=msgspec.structs.replace(
+            info, weights=WeightsInfo(source="untrained", name="untrained", seed=spec.seed)
+        ),
+        notices=(
             f"no weights were given: {spec.arch} is untrained (seed {spec.seed}), its predictions mean nothing",
-            *notices,
-        )
-    return replace(net, info=msgspec.structs.replace(net.info, arch=spec.arch), notices=notices)
+            *net.notices,
+        ),
+    )
 
 
 def resolve_module(spec: ModelSpec) -> ModelSpec:

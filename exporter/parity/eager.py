@@ -59,8 +59,9 @@ def eager_reference(
             "run: pip install 'resnet-export[export]', or take --reference onnx"
         ) from error
     from resnet_export.exporter.models.classifier import load_classifier
+    from resnet_export.exporter.models.sources import is_other, load_other
 
-    network = load_classifier(spec, progress)
+    network = load_other(spec) if is_other(spec) else load_classifier(spec, progress)
     if network.info.weights.sha256 != manifest.model.weights.sha256:
         raise RequestError(f"{spec.weights} was changed while it was read; give the file that was exported")
     run = _runner(network.module, manifest)
