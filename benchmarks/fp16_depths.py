@@ -20,7 +20,7 @@ from resnet_export.exporter.graph.export import serialize, simplify, to_onnx
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.graph.value_ranges import scan_ranges
-from resnet_export.exporter.models.classifier import load_classifier
+from resnet_export.exporter.models.load import load_classifier
 from resnet_export.exporter.models.photographs import photographs
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import BatchRange

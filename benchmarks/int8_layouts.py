@@ -31,7 +31,7 @@ from resnet_export.calibration.quantize.placement import TARGETS, Target
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import emit
 from resnet_export.calibration.quantize.topology import Topology
-from resnet_export.exporter.models.classifier import load_classifier
+from resnet_export.exporter.models.load import load_classifier
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.preprocess import normalize

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from torch import nn
 
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.exporter import report as page
@@ -26,9 +26,9 @@ from resnet_export.exporter.graph.lower import lower
 from resnet_export.exporter.graph.metadata import finish
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import check_stage
-from resnet_export.exporter.models.classifier import Classifier, load_classifier
+from resnet_export.exporter.models.classifier import Classifier
 from resnet_export.exporter.models.labels import default_labels
-from resnet_export.exporter.models.sources import is_other, load_other
+from resnet_export.exporter.models.load import load_classifier
 from resnet_export.exporter.parity.check import check_parity
 from resnet_export.exporter.parity.validation import validation_spec
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
@@ -42,6 +42,9 @@ from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import PRECISIONS, Precision
 from resnet_export.runtime.progress import STEPS, Progress, silent
 from resnet_export.runtime.select.host import probe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["GOLDEN", "REPORT", "Export", "Job", "export", "load_photos", "prepare"]
 
@@ -158,7 +161,7 @@ def prepare(
     place = folder_name(model) if out is None else out
     if place is not None:
         check_output(place, force=spec.force)  # before a download
-    net = load_other(model) if is_other(model) else load_classifier(model, progress)
+    net = load_classifier(model, progress)
     if model.labels is None and spec.calib is not None and net.labels == default_labels(len(net.labels)):
         names = names_of_folders(spec.calib, len(net.labels))
         if names is not None:

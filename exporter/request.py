@@ -21,6 +21,7 @@ _NEEDED = {
     "safetensors": "export",
     "onnxruntime": "cpu",
 }
+_NEEDED_FOR_ONNX = {"onnx": "onnx", "onnx_ir": "onnx", "onnxsim": "onnx", "onnxruntime": "cpu"}
 
 # Golden images and logits, manifest and reports.
 _OVERHEAD = 16 * 2**20
@@ -28,7 +29,8 @@ _OVERHEAD = 16 * 2**20
 
 def check_request(model: ModelSpec, spec: ExportSpec) -> None:
     """Raise DependencyError or RequestError for what would fail later, without importing anything heavy."""
-    missing = {name: extra for name, extra in _NEEDED.items() if importlib.util.find_spec(name) is None}
+    needed = _NEEDED if model.onnx_file is None else _NEEDED_FOR_ONNX
+    missing = {name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None}
     if missing:
         extras = ",".join(sorted(set(missing.values())))
         why = ", with which every step of an export is checked" if list(missing) == ["onnxruntime"] else ""

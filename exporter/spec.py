@@ -30,7 +30,8 @@ class ModelSpec:
     its tensors.
 
     `arch` may name a network of a library, "timm:NAME" or "torchvision:NAME"; `model` is a factory of one's own,
-    "package.module:function" with the arguments `model_args` ("key=value"), or a program of torch.export, "net.pt2".
+    "package.module:function" with the arguments `model_args` ("key=value"), a program of torch.export, "net.pt2", or an
+    ONNX classifier that exists already, "net.onnx".
     A factory is code, and runs as such. `module` is the network itself, an nn.Module at hand, in place of these.
 
     An image becomes input by decoding it to `input_channels` (1: grayscale, 3: RGB, 4: RGBA), resizing its shorter
@@ -57,6 +58,13 @@ class ModelSpec:
     std: tuple[float, ...] | None = None
     seed: int = 0
     module: Any = field(default=None, metadata={"option": False}, compare=False)
+
+    @property
+    def onnx_file(self) -> Path | None:
+        """The ONNX file that is the network, for which torch is not needed."""
+        if self.model is None or not self.model.lower().endswith(".onnx"):
+            return None
+        return Path(self.model)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import msgspec
 
-from resnet_export.exporter.graph.export import LOGITS, OPSET
+from resnet_export.exporter.graph.exported_graph import LOGITS
 from resnet_export.exporter.graph.facts import count_graph
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact
 from resnet_export.exporter.models.classifier import Classifier
@@ -91,7 +91,7 @@ def describe(contents: Contents, report: ParityReport | None = None) -> Manifest
             created=contents.created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             versions=_versions(),
             exporter=fp32.exporter,
-            opset=OPSET,
+            opset=fp32.opset,
             notices=contents.notices,
         ),
     )

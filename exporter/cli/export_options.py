@@ -164,9 +164,9 @@ OPTIONS = [
     ),
     _spec(
         "model",
-        metavar="MODULE:FACTORY|FILE.pt2",
-        help="A network of your own: a function that returns an nn.Module (it is imported and run as code), or a "
-        "program of torch.export.",
+        metavar="MODULE:FACTORY|FILE.pt2|FILE.onnx",
+        help="A network of your own: a function that returns an nn.Module (it is imported and run as code), a program "
+        "of torch.export, or an ONNX classifier, for which torch is not needed.",
     ),
     _spec(
         "model_args",

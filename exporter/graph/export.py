@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import gc
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import onnx
-import torch
-from torch import nn
-from torch.jit._trace import TracerWarning
 
-from resnet_export.exporter.graph.module_names import canonical, module_paths, node_names, paths_after
-from resnet_export.exporter.graph.stage_check import LOGITS, Reference, StageCheck, check_stage, serialize
+from resnet_export.exporter.graph.exported_graph import (
+    BATCH_AXIS,
+    INPUT,
+    IR_VERSION,
+    LOGITS,
+    OPSET,
+    ExportedGraph,
+    Exporter,
+    OnnxNetwork,
+    serialize,
+)
+from resnet_export.exporter.graph.module_names import module_paths, node_names, paths_after, renamed
+from resnet_export.exporter.graph.stage_check import Reference, StageCheck, check_stage
 from resnet_export.runtime.backends.libraries import import_library
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from resnet_export.exporter.graph.stage_check import Network
 
 __all__ = [
     "BATCH_AXIS",
@@ -36,42 +41,12 @@ __all__ = [
     "to_onnx",
 ]
 
-OPSET = 19
-"""The lowest operator set in which QuantizeLinear and DequantizeLinear take fp16 scales, which a strongly
-typed INT8 graph needs; nothing in a ResNet needs a higher one, and every older reader refuses a higher one.
-TensorRT 10 and 11 and TensorRT for RTX, ONNX Runtime since 1.15, and OpenVINO read it."""
 
-IR_VERSION = 9
-"""The file format of the ONNX release that brought operator set 19; older readers refuse a newer number."""
-
-INPUT = "input"
-BATCH_AXIS = "N"
-
-_EXAMPLE_BATCH = 2  # torch.export takes an axis of 1 to be fixed
-
-
-@dataclass(frozen=True)
-class ExportedGraph:
-    """An ONNX model and where its nodes came from. Treat `model` as frozen: every step returns a new one.
-
-    `modules` maps each node's name to the path of its `nn.Module` ("layer1.0.conv1"; "" is the network).
-    `exporter` says which PyTorch exporter made it; `notices` are sentences for the user, such as why the
-    first exporter was rejected.
-    """
-
-    model: onnx.ModelProto
-    modules: Mapping[str, str]
-    exporter: Literal["dynamo", "torchscript"]
-    notices: tuple[str, ...] = ()
-
-
-def to_onnx(
-    network: nn.Module, *, batch: BatchRange, reference: Reference
-) -> tuple[ExportedGraph, StageCheck]:
+def to_onnx(network: Network, *, batch: BatchRange, reference: Reference) -> tuple[ExportedGraph, StageCheck]:
     """Export `network` with the batch axis dynamic; return the graph, and the check that holds it to `reference`.
 
     The dynamo exporter comes first. Where it fails, or its graph differs from the eager network, the
-    TorchScript exporter takes its place, and a sentence in `notices` says why.
+    TorchScript exporter takes its place, and a sentence in `notices` says why. What is ONNX already is only checked.
 
     Args:
         network: in evaluation mode, float32 [N, C, H, W] → the logits, float32 [N, classes], or a dictionary of float
@@ -84,18 +59,21 @@ def to_onnx(
         ExportError: both exporters failed.
         DependencyError: ONNX Runtime, with which the graph is checked, is not installed.
     """
+    if isinstance(network, OnnxNetwork):
+        return network.graph, check_stage(network.graph.model, reference, step="onnx", batch=batch)
     if network.training:
         raise ExportError("the network is in training mode; call eval() before exporting it")
-    example = torch.zeros(_EXAMPLE_BATCH, *reference.images.shape[1:])
+    from resnet_export.exporter.graph.torch_export import export_dynamo, export_torchscript
+
+    shape = reference.images.shape[1:]
     outputs = list(reference.outputs)
     try:
-        graph = _named(_dynamo(network, example, outputs), network, "dynamo")
+        graph = _named(export_dynamo(network, shape, outputs), network, "dynamo")
         return graph, check_stage(graph.model, reference, step="onnx", batch=batch)
     except ExportError as error:
         notice = f"the dynamo exporter was rejected for the TorchScript exporter: {error}"
-    graph = replace(
-        _named(_torchscript(network, example, outputs), network, "torchscript"), notices=(notice,)
-    )
+    graph = _named(export_torchscript(network, shape, outputs), network, "torchscript")
+    graph = replace(graph, notices=(notice,))
     return graph, check_stage(graph.model, reference, step="onnx", batch=batch)
 
 
@@ -115,99 +93,16 @@ def simplify(graph: ExportedGraph) -> ExportedGraph:
     paths = paths_after(model, graph.model, graph.modules)
     leaves = {path for name, path in graph.modules.items() if name == path}
     names = node_names(model, paths, leaves, keep=graph.modules.keys())
-    model, modules = _renamed(model, names, paths)
+    model, modules = renamed(model, names, paths)
     return replace(graph, model=model, modules=modules)
 
 
-def _named(
-    model: onnx.ModelProto, network: nn.Module, exporter: Literal["dynamo", "torchscript"]
-) -> ExportedGraph:
+def _named(model: onnx.ModelProto, network: nn.Module, exporter: Exporter) -> ExportedGraph:
     paths = module_paths(model, network)
     leaves = {path for path, module in network.named_modules() if not module._modules}
     names = node_names(model, paths, leaves)
-    model, modules = _renamed(model, names, paths)
+    model, modules = renamed(model, names, paths)
     return ExportedGraph(model, modules, exporter)
-
-
-def _renamed(
-    model: onnx.ModelProto, names: Sequence[str], paths: Sequence[str]
-) -> tuple[onnx.ModelProto, Mapping[str, str]]:
-    """Return the canonical form under these node names, and the map of the nodes that are left in it."""
-    modules = dict(zip(names, paths, strict=True))
-    model = canonical(model, names)
-    model.ir_version = IR_VERSION
-    return model, {node.name: modules[node.name] for node in model.graph.node}
-
-
-def _dynamo(network: nn.Module, example: torch.Tensor, outputs: Sequence[str]) -> onnx.ModelProto:
-    try:
-        with _quiet(), _uncollected():
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(outputs),
-                dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS, min=1)},),
-                external_data=False,
-                verbose=False,
-            )
-        if program is None:
-            raise ExportError("it returned nothing")
-        return program.model_proto
-    except Exception as error:
-        raise ExportError(f"the dynamo exporter failed: {_reason(error)}") from error
-
-
-def _torchscript(network: nn.Module, example: torch.Tensor, outputs: Sequence[str]) -> onnx.ModelProto:
-    try:
-        with _quiet(), TemporaryDirectory() as folder:
-            file = Path(folder) / "network.onnx"
-            torch.onnx.export(
-                network,
-                (example,),
-                file,
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(outputs),
-                dynamic_axes={name: {0: BATCH_AXIS} for name in (INPUT, *outputs)},
-                verbose=False,
-            )
-            return onnx.load(file)
-    except Exception as error:
-        raise ExportError(f"the TorchScript exporter failed: {_reason(error)}") from error
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector off: it takes a quarter of the dynamo exporter's time and finds nothing to free."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what the exporters say: that they are deprecated, that a trace may be wrong (every result is checked
-    here), that torchvision's operators are missing, and, where torch.export fails, the whole source of the graph
-    that it got to."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore", TracerWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        registration.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:

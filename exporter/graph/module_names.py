@@ -15,12 +15,17 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import onnx
-from onnx import numpy_helper
-from torch import nn
+from onnx import helper, numpy_helper
 
-__all__ = ["canonical", "module_paths", "node_names", "paths_after"]
+from resnet_export.exporter.graph.exported_graph import IR_VERSION
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["canonical", "module_paths", "node_names", "paths_after", "renamed"]
 
 _PARAMETERS: Mapping[str, Sequence[str]] = {
     "Conv": ("", "weight", "bias"),
@@ -108,6 +113,17 @@ def paths_after(model: onnx.ModelProto, before: onnx.ModelProto, modules: Mappin
         modules.get(node.name, modules.get(producers.get(node.output[0], ""), ""))
         for node in model.graph.node
     ]
+
+
+def renamed(
+    model: onnx.ModelProto, names: Sequence[str], paths: Sequence[str]
+) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+    """Return the canonical form under these node names, and the map of the nodes that are left in it."""
+    modules = dict(zip(names, paths, strict=True))
+    model = canonical(model, names)
+    # Of a file that is in a newer operator set already, the format is newer too.
+    model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import))
+    return model, {node.name: modules[node.name] for node in model.graph.node}
 
 
 def canonical(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.exporter.graph.exported_graph import LOGITS, OnnxNetwork, serialize
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.parity.measure.metrics import relative_error
 from resnet_export.runtime.progress import Progress, silent
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = [
     "FP32_LIMIT",
     "LOGITS",
+    "Network",
     "Reference",
     "StageCheck",
     "check_stage",
@@ -33,8 +36,8 @@ __all__ = [
 FP32_LIMIT = 1e-4
 """The relative error that float32 graphs are held to. Reordered sums alone give 1e-6 to 1e-5."""
 
-LOGITS = "logits"
-"""The name of the output that every network has, and always the first."""
+Network: TypeAlias = "nn.Module | OnnxNetwork"
+"""What a graph is compared with: an eager network of torch, or an ONNX file."""
 
 _EAGER_BATCH = 16
 
@@ -85,9 +88,7 @@ class StageCheck:
         return max(self.relative.values())
 
 
-def record_reference(
-    network: nn.Module, images: NDArray[np.float32], progress: Progress = silent
-) -> Reference:
+def record_reference(network: Network, images: NDArray[np.float32], progress: Progress = silent) -> Reference:
     """Run `network` in evaluation mode on `images`, normalized float32 [M, 3, H, W], and return both.
 
     The network returns the logits [N, classes], or a dictionary of float outputs [N, …] with "logits" first. Raises
@@ -95,13 +96,10 @@ def record_reference(
     compared with.
     """
     parts: dict[str, list[NDArray[np.float32]]] = {}
-    with torch.inference_mode():
-        for start in progress(range(0, len(images), _EAGER_BATCH), "Eager reference"):
-            batch = torch.from_numpy(images[start : start + _EAGER_BATCH])
-            # The layout of the memory changes no value and saves a third of the time.
-            found = _named(network(batch.contiguous(memory_format=torch.channels_last)))
-            for name, tensor in found.items():
-                parts.setdefault(name, []).append(tensor.contiguous().numpy())
+    run = network.runner() if isinstance(network, OnnxNetwork) else _eager(network)
+    for start in progress(range(0, len(images), _EAGER_BATCH), "Eager reference"):
+        for name, values in run(images[start : start + _EAGER_BATCH]).items():
+            parts.setdefault(name, []).append(values)
     outputs = {name: np.concatenate(batches) for name, batches in parts.items()}
     for name, values in outputs.items():
         broken = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
@@ -113,7 +111,22 @@ def record_reference(
     return Reference(images, outputs)
 
 
-def _named(found: object) -> dict[str, Tensor]:
+def _eager(network: nn.Module) -> Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]:
+    import torch
+
+    def run(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        with torch.inference_mode():
+            # The layout of the memory changes no value and saves a third of the time.
+            batch = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+            found = _named(network(batch))
+        return {name: tensor.contiguous().numpy() for name, tensor in found.items()}
+
+    return run
+
+
+def _named(found: object) -> dict[str, Any]:
+    from torch import Tensor
+
     outputs: dict[str, Any] = found if isinstance(found, dict) else {LOGITS: found}
     wrong = [name for name, value in outputs.items() if not isinstance(value, Tensor)]
     if wrong or next(iter(outputs), None) != LOGITS or outputs[LOGITS].ndim != 2:
@@ -125,17 +138,11 @@ def _named(found: object) -> dict[str, Tensor]:
 
 
 def _words(found: object) -> str:
-    if isinstance(found, Tensor):
+    if hasattr(found, "shape"):
         return f"a tensor of shape {list(found.shape)}"
     if isinstance(found, dict):
         return f"a dictionary with {', '.join(map(repr, found)) or 'nothing'} in it"
     return f"a {type(found).__name__}"
-
-
-def serialize(model: onnx.ModelProto) -> bytes:
-    """Return the model's bytes: the same model gives the same bytes in every process."""
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
 
 
 def check_stage(

@@ -1,128 +1,27 @@
-"""From a ModelSpec to the eager network that everything later is compared with."""
+"""What a source of any kind becomes: a network, and what a bundle says about it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from resnet_export.exporter.graph.stage_check import Network
+from resnet_export.runtime.bundle.manifest import ModelInfo, Preprocessing
 
-from resnet_export.exporter.models.checkpoint import Checkpoint, load_weights
-from resnet_export.exporter.models.labels import default_labels, read_labels
-from resnet_export.exporter.models.metadata import class_names
-from resnet_export.exporter.models.photographs import photographs
-from resnet_export.exporter.models.preprocessing import assumed, choose_preprocessing, usual_preprocessing
-from resnet_export.exporter.models.resnet import build, initialize
-from resnet_export.exporter.models.weight_source import locate
-from resnet_export.exporter.models.zoo import Architecture
-from resnet_export.exporter.spec import ModelSpec
-from resnet_export.runtime.bundle.manifest import ModelInfo, Preprocessing, WeightsInfo
-from resnet_export.runtime.preprocess import normalize
-from resnet_export.runtime.progress import Progress, silent
-
-__all__ = ["Classifier", "load_classifier"]
-
-# Batch statistics of an untrained network are measured at this size or the network's, whichever is smaller:
-# half the cost of 224, and the features stay centered at 224.
-_STATISTICS_SIZE = 160
+__all__ = ["Classifier"]
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """An eager network in evaluation mode, float32, and what a bundle says about it.
+    """The network that everything later is compared with, and what a bundle says about it.
 
     Nothing past it knows which network it is: `module` takes float32 [N, C, H, W], normalized, and returns float32
-    logits [N, classes]. `preprocessing` ends in such floats; `labels` has one name for each class; `notices` are
-    sentences that the user has to see.
+    logits [N, classes]. It is an nn.Module in evaluation mode, float32, or an ONNX graph that existed already.
+    `preprocessing` ends in such floats; `labels` has one name for each class; `notices` are sentences that the user has
+    to see.
     """
 
-    module: nn.Module
+    module: Network
     info: ModelInfo
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     notices: tuple[str, ...] = ()
-
-
-def load_classifier(spec: ModelSpec, progress: Progress = silent) -> Classifier:
-    """Build the network that `spec` describes, with its weights loaded or, without weights, seeded and untrained.
-
-    Raises RequestError when the request is inconsistent or its labels do not fit, and CheckpointError when the
-    weights cannot be used.
-    """
-    source = locate(spec)
-    if spec.labels is not None:
-        read_labels(spec.labels, spec.num_classes)
-    row = source.architecture
-    if row is not None and source.file is None and source.published is None:
-        return _untrained(spec, row, choose_preprocessing(spec, None, size=row.image_size), progress)
-    choose_preprocessing(spec, source.published)  # refuse what cannot be before anything is read
-    checkpoint = load_weights(spec, progress)
-    preprocessing = choose_preprocessing(
-        spec, source.published, checkpoint.in_channels, checkpoint.architecture.image_size
-    )
-    return _trained(spec, checkpoint, preprocessing)
-
-
-def _untrained(
-    spec: ModelSpec, architecture: Architecture, preprocessing: Preprocessing, progress: Progress
-) -> Classifier:
-    num_classes = architecture.num_classes if spec.num_classes is None else spec.num_classes
-    labels = default_labels(num_classes) if spec.labels is None else read_labels(spec.labels, num_classes)
-    height, width = (min(side, _STATISTICS_SIZE) for side in preprocessing.size)
-    channels = preprocessing.channels
-    # Not as requested: whatever the mean and standard deviation, a seed means the same network.
-    images = normalize(photographs((height, width), channels), usual_preprocessing(channels))
-    module = initialize(
-        build(architecture, num_classes, channels), spec.seed, torch.from_numpy(images), progress
-    )
-    weights = WeightsInfo(source="untrained", name="untrained", seed=spec.seed)
-    notice = f"no weights were given: {architecture.name} is untrained (seed {spec.seed}), its predictions mean nothing"
-    return Classifier(
-        module=module,
-        info=_describe(module, architecture, num_classes, weights),
-        preprocessing=preprocessing,
-        labels=labels,
-        notices=(notice,),
-    )
-
-
-def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessing) -> Classifier:
-    architecture, num_classes = checkpoint.architecture, checkpoint.num_classes
-    notices = checkpoint.notices
-    named = class_names(checkpoint.values, num_classes)
-    if spec.labels is not None:
-        labels = read_labels(spec.labels, num_classes)
-    elif named is not None:
-        labels = named
-        notices += (f"the labels are those in the checkpoint: {labels[0]}, …, {labels[-1]}",)
-    else:
-        labels = default_labels(num_classes)
-        if num_classes == 1000 and checkpoint.published is None:
-            notices += ("no labels were given: ImageNet's are used, because the network has 1000 classes",)
-    if num_classes == 1:
-        notices += (
-            "the network has one output: its probability is the sigmoid of the logit; softmax over one class is "
-            "always 100 %",
-        )
-    if checkpoint.published is None:
-        notices += assumed(spec, preprocessing)
-    module = build(architecture, num_classes, checkpoint.in_channels)
-    module.load_state_dict(checkpoint.state_dict, strict=True)
-    return Classifier(
-        module=module,
-        info=_describe(module, architecture, num_classes, checkpoint.info),
-        preprocessing=preprocessing,
-        labels=labels,
-        notices=notices,
-    )
-
-
-def _describe(
-    module: nn.Module, architecture: Architecture, num_classes: int, weights: WeightsInfo
-) -> ModelInfo:
-    return ModelInfo(
-        arch=architecture.name,
-        num_classes=num_classes,
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
-        weights=weights,
-    )

@@ -56,7 +56,7 @@ def name_kind(path: Path, head: bytes) -> str | None:
     if head[:64].lstrip().lower().startswith(_PAGES):
         return "is a web page, as a failed download leaves it; download the checkpoint itself"
     if head[:1] == b"\x08" and path.suffix == ".onnx":
-        return "is an ONNX model, not a checkpoint; give the PyTorch checkpoint that it was made from"
+        return "is an ONNX model, not a checkpoint; give it with --model"
     return None
 
 

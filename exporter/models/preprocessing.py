@@ -26,7 +26,7 @@ def usual_preprocessing(channels: int) -> Preprocessing:
 
 
 def choose_preprocessing(
-    spec: ModelSpec, published: PublishedWeights | None, channels: int | None = None, size: int = _CROP
+    spec: ModelSpec, published: PublishedWeights | None, channels: int | None = None, size: Size = _CROP
 ) -> Preprocessing:
     """Return the preprocessing of a bundle.
 

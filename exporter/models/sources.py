@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -28,7 +28,7 @@ from resnet_export.runtime.bundle.manifest import WeightsInfo
 from resnet_export.runtime.errors import CheckpointError, RequestError
 from resnet_export.runtime.preprocess import normalize
 
-__all__ = ["is_other", "load_other", "resolve_module"]
+__all__ = ["load_other", "resolve_module"]
 
 _LIBRARIES = ("timm", "torchvision")
 
@@ -48,11 +48,6 @@ class _Program(nn.Module):
         return self.program(x)
 
 
-def is_other(spec: ModelSpec) -> bool:
-    """Whether `spec` asks for a network that is not in the zoo."""
-    return spec.module is not None or spec.model is not None or (spec.arch is not None and ":" in spec.arch)
-
-
 def load_other(spec: ModelSpec) -> Classifier:
     """Return the classifier of a network that is not in the zoo. Raises what `resolve_module` and `load_module` do.
 
@@ -68,7 +63,7 @@ def load_other(spec: ModelSpec) -> Classifier:
     steps = net.preprocessing
     # Not as requested: whatever the mean and standard deviation, a seed means the same network.
     images = normalize(photographs(steps.size, steps.channels), usual_preprocessing(steps.channels))
-    measure_batch_statistics(net.module, torch.from_numpy(images))
+    measure_batch_statistics(cast(nn.Module, net.module), torch.from_numpy(images))
     return replace(
         net,
         info=msgspec.structs.replace(

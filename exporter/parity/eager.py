@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +58,12 @@ def eager_reference(
             "torch is not installed, and the eager reference runs the network in it; "
             "run: pip install 'resnet-export[export]', or take --reference onnx"
         ) from error
-    from resnet_export.exporter.models.classifier import load_classifier
-    from resnet_export.exporter.models.sources import is_other, load_other
+    from resnet_export.exporter.models.load import load_classifier
 
-    network = load_other(spec) if is_other(spec) else load_classifier(spec, progress)
+    network = load_classifier(spec, progress)
     if network.info.weights.sha256 != manifest.model.weights.sha256:
         raise RequestError(f"{spec.weights} was changed while it was read; give the file that was exported")
-    run = _runner(network.module, manifest)
+    run = _runner(cast("nn.Module", network.module), manifest)
     _require_recorded(run, bundle, manifest, torch.__version__)
     return run
 
@@ -102,6 +101,11 @@ def _spec(manifest: Manifest, weights: str | os.PathLike[str] | None) -> ModelSp
                 "built from its seed; leave the weights out"
             )
         return replace(spec, seed=0 if info.seed is None else info.seed)
+    if info.source == "onnx":
+        raise RequestError(
+            f"the bundle was exported from the ONNX file {info.name}, so there is no eager network; take --reference "
+            "onnx"
+        )
     if info.source == "module":
         raise RequestError(
             f"the bundle was exported from a module in memory ({info.name}), which no file rebuilds; "

@@ -124,11 +124,11 @@ class Preprocessing(Struct, frozen=True):
 class WeightsInfo(Struct, frozen=True):
     """Where the parameters came from.
 
-    An untrained network has a `seed` and no `sha256`; any other has the `sha256` of the checkpoint file,
+    An untrained network has a `seed` and no `sha256`; any other has the `sha256` of the checkpoint or ONNX file,
     or, of a module in memory, that of its parameters.
     """
 
-    source: Literal["untrained", "file", "torchvision", "module"]
+    source: Literal["untrained", "file", "torchvision", "module", "onnx"]
     name: Line
     sha256: Sha256 | None = None
     seed: int | None = None
@@ -253,7 +253,7 @@ class Provenance(Struct, frozen=True):
         ),
     ]
     versions: dict[str, Line]
-    exporter: Literal["dynamo", "torchscript"]
+    exporter: Literal["dynamo", "torchscript", "onnx"]
     opset: Count
     notices: tuple[Prose, ...] = ()
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.cli import cli
 from resnet_export.exporter.graph import lower
-from resnet_export.exporter.models.classifier import load_classifier
+from resnet_export.exporter.models.load import load_classifier
 from resnet_export.runtime import open_session
 from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import BatchRange, read_manifest, verify_bundle

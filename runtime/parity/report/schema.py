@@ -43,7 +43,7 @@ class BundleIdentity(Struct, frozen=True):
     arch: str
     num_classes: int
     weights: WeightsInfo
-    exporter: Literal["dynamo", "torchscript"]
+    exporter: Literal["dynamo", "torchscript", "onnx"]
     opset: int
     golden: str
     notices: tuple[str, ...]

@@ -16,7 +16,7 @@ from PIL import Image
 from resnet_export.calibration.data.dataset import DatasetWarning
 from resnet_export.calibration.observe.table import read_table
 from resnet_export.exporter.cli import cli
-from resnet_export.exporter.models.classifier import load_classifier
+from resnet_export.exporter.models.load import load_classifier
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.layer_report import read_reports
 from resnet_export.runtime.bundle.manifest import read_manifest, verify_bundle

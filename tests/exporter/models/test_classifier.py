@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_export.exporter.models import classifier as subject
+from resnet_export.exporter.models import zoo_network as subject
 from resnet_export.exporter.models.checkpoint import Checkpoint
-from resnet_export.exporter.models.classifier import load_classifier
 from resnet_export.exporter.models.labels import imagenet_labels
+from resnet_export.exporter.models.load import load_classifier
 from resnet_export.exporter.models.resnet import build
 from resnet_export.exporter.models.zoo import ZOO
 from resnet_export.exporter.models.zoo_facts import read_facts
