@@ -183,7 +183,7 @@ def _open_choice(
     cache = open_cache(manifest, artifact, route, choice, host)
     gpu, _, index = choice.device.partition(":")
     request = OpenRequest(
-        data=read_artifact(path, artifact),
+        data=read_artifact(path, artifact, manifest.input.shape),
         artifact=artifact,
         input=manifest.input,
         output=manifest.output,

@@ -107,6 +107,15 @@ def graph(variant: Variant = FP32, *, uint8: bool = False, batch: int | str = "N
     return data
 
 
+def graph_that_engines_refuse() -> bytes:
+    """A well-formed graph with an axis that is not there."""
+    model = onnx.load_from_string(graph(FP32))
+    model.graph.node[-1].op_type = "Softmax"
+    model.graph.node[-1].attribute.append(helper.make_attribute("axis", 99))
+    data: bytes = model.SerializeToString()
+    return data
+
+
 def manifest(artifacts: Sequence[Artifact], *, uint8: bool = False) -> Manifest:
     """A manifest of the tiny network with these artifacts."""
     shape = ("N", SIDE, SIDE, 3) if uint8 else ("N", 3, SIDE, SIDE)

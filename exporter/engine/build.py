@@ -15,7 +15,7 @@ from resnet_export.exporter.engine.targets import EnginePlan, PlannedBuild, plan
 from resnet_export.exporter.spec import EngineChoice
 from resnet_export.runtime.bundle.engine_header import TITLES, parse_version
 from resnet_export.runtime.bundle.layer_report import LayerReport, encode_report
-from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, read_file, read_manifest
+from resnet_export.runtime.bundle.manifest import Artifact, BatchRange, read_artifact, read_manifest
 from resnet_export.runtime.errors import DependencyError, ExportError, RequestError, ResnetExportError
 from resnet_export.runtime.precision import PRECISIONS, Precision
 from resnet_export.runtime.progress import Progress, silent
@@ -130,14 +130,14 @@ def add_engines(
 
     The bundle changes only when every build is done; an interrupted one leaves it as it was. An engine of
     the same name is replaced. Returns the bundle and the notes on what was not built. Raises what
-    `plan_engines`, `read_manifest`, `read_file` and `add_artifacts` raise, and where nothing could be built what
+    `plan_engines`, `read_manifest`, `read_artifact` and `add_artifacts` raise, and where nothing could be built what
     `build_engine` raised, or a DependencyError with the notes.
     """
     plan = plan_engines(engine, gpu, host)
     manifest = read_manifest(bundle)
     sources = engine_sources(manifest.artifacts)
     engines = compile_engines(
-        ((source, read_file(bundle, source.file, source.sha256)) for source in sources),
+        ((source, read_artifact(bundle, source)) for source in sources),
         manifest.batch,
         plan,
         options=options,

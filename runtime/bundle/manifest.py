@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from resnet_export.runtime.bundle.consistency import contradictions
 from resnet_export.runtime.bundle.files import read_confined, read_regular
+from resnet_export.runtime.bundle.graph_check import check_graph
 from resnet_export.runtime.bundle.recovery import locate
 from resnet_export.runtime.bundle.schema import (
     SCHEMA_VERSION,
@@ -162,9 +163,20 @@ def read_file(bundle: str | os.PathLike[str], file: str, sha256: str, size: int 
     return read_confined(locate(bundle), file, sha256, size)
 
 
-def read_artifact(bundle: str | os.PathLike[str], artifact: Artifact | GoldenInfo | FileInfo) -> bytes:
-    """Return the bytes of `artifact`, of the size and hash that the manifest says. Raises IntegrityError."""
-    return read_file(bundle, artifact.file, artifact.sha256, artifact.bytes)
+def read_artifact(
+    bundle: str | os.PathLike[str],
+    artifact: Artifact | GoldenInfo | FileInfo,
+    image: Sequence[int | str] = (),
+) -> bytes:
+    """Return the bytes of `artifact`, of the size and hash that the manifest says.
+
+    An ONNX artifact has to be a plain, self-contained graph besides (`graph_check`); `image` is the manifest's shape of
+    the input. Raises IntegrityError.
+    """
+    data = read_file(bundle, artifact.file, artifact.sha256, artifact.bytes)
+    if isinstance(artifact, Artifact) and artifact.kind == "onnx":
+        check_graph(data, artifact.file, image)
+    return data
 
 
 def read_stable(bundle: str | os.PathLike[str], load: Callable[[Manifest], T]) -> T:
@@ -190,8 +202,13 @@ def verify_bundle(bundle: str | os.PathLike[str]) -> Manifest:
     """Read every file of the bundle and return its manifest. Raises BundleError or one of its kinds."""
 
     def whole(manifest: Manifest) -> Manifest:
-        for file in manifest.contents():
-            read_artifact(bundle, file)
+        files: tuple[Artifact | GoldenInfo | FileInfo, ...] = (
+            *manifest.artifacts,
+            manifest.golden,
+            *manifest.files,
+        )
+        for file in files:
+            read_artifact(bundle, file, manifest.input.shape)
         return manifest
 
     return read_stable(bundle, whole)

@@ -968,7 +968,10 @@ def half_broken(tmp_path: Path) -> Path:
     """INT8 for CPUs is vouched for and its hash is right, but it is no graph; fp32 is sound."""
     parity = {"int8.cpu": (tiny_bundle.passed(INT8_CPU, "openvino", "CPU"),)}
     return tiny_bundle.write(
-        tmp_path / "bundle", [FP32, INT8_CPU], graphs={"int8.cpu": b"no graph"}, parity=parity
+        tmp_path / "bundle",
+        [FP32, INT8_CPU],
+        graphs={"int8.cpu": tiny_bundle.graph_that_engines_refuse()},
+        parity=parity,
     )
 
 
@@ -997,7 +1000,7 @@ def test_what_was_asked_for_by_name_and_cannot_be_opened_raises(
 
 
 def test_when_nothing_opens_every_error_is_told(tmp_path: Path) -> None:
-    path = tiny_bundle.write(tmp_path / "bundle", graphs={"fp32": b"no graph"})
+    path = tiny_bundle.write(tmp_path / "bundle", graphs={"fp32": tiny_bundle.graph_that_engines_refuse()})
     with pytest.raises(NoBackendError, match=r"ONNX Runtime cannot open.*OpenVINO cannot open") as caught:
         open_session(path, device="cpu")
     assert isinstance(caught.value.__cause__, BackendError)

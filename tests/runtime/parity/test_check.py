@@ -31,7 +31,7 @@ from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport, decode_report, encode_report
 from resnet_export.runtime.precision import Precision, Tolerance
 from tests.parity_bundle import COUNT, crops, graph, logits, write
-from tests.tiny_bundle import CLASSES, FP16, FP32, INT8_CPU, LABELS, SIDE
+from tests.tiny_bundle import CLASSES, FP16, FP32, INT8_CPU, LABELS, SIDE, graph_that_engines_refuse
 
 ORT = ("onnxruntime",)
 
@@ -214,7 +214,7 @@ def test_a_frozen_batch_axis_is_found_out(tmp_path: Path) -> None:
 
 
 def test_an_artifact_that_a_backend_refuses_fails_rather_than_being_skipped(tmp_path: Path) -> None:
-    folder = write(tmp_path / "tiny", (FP32, FP16), graphs={"fp16": b"this is no graph"})
+    folder = write(tmp_path / "tiny", (FP32, FP16), graphs={"fp16": graph_that_engines_refuse()})
     report = run_parity(folder, threads=1)
     assert {found.error is None for found in report.entries if found.artifact == "fp16"} == {False}
     assert "could not be opened" in str(entry(report, "fp16").error)
@@ -496,7 +496,7 @@ def test_a_backend_that_was_asked_for_and_runs_nothing_is_no_pass(bundle: Path) 
 
 def test_a_host_without_any_backend_passes_nothing(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = msgspec.structs.replace(gate.probe(), packages=())
-    monkeypatch.setattr(gate, "probe", lambda: bare)
+    monkeypatch.setattr(gate, "probe", lambda **_: bare)
     report = run_parity(bundle)
     assert report.entries == ()
     assert report.unverified == ("fp32", "fp16", "int8", "int8.cpu")
