@@ -15,6 +15,7 @@ from resnet_export.calibration.data.photos import Photos
 from resnet_export.exporter import report as page
 from resnet_export.exporter.bundle.manifest import Contents, artifact_of, describe, golden_info
 from resnet_export.exporter.bundle.staging import Bundle, Staging, check_output, staging
+from resnet_export.exporter.config import CONFIG, render_config
 from resnet_export.exporter.engine.build import Engines, compile_engines, engine_sources
 from resnet_export.exporter.engine.targets import EnginePlan, plan_engines
 from resnet_export.exporter.golden.images import choose_golden, choose_photos, names_of_folders
@@ -35,7 +36,7 @@ from resnet_export.exporter.request import bytes_needed, check_request, folder_n
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.golden import encode_golden
 from resnet_export.runtime.bundle.manifest import Artifact, Preprocessing
-from resnet_export.runtime.errors import ExportError
+from resnet_export.runtime.errors import ExportError, RequestError
 from resnet_export.runtime.parity.report import markdown
 from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
 from resnet_export.runtime.parity.spec import ParitySpec
@@ -57,27 +58,34 @@ class Job:
     """What an export is about, once the request has been found in order.
 
     Attributes:
-        spec: what was asked for.
-        seed: of everything that is drawn.
+        model: which network was asked for.
+        spec: what to make of it.
         out: where the bundle shall stand.
         net: the eager network.
         parity: what the finished bundle is held to.
         engines: those that this host will build.
         bytes_needed: an upper bound of what the bundle takes on disk.
+        created: when the bundle was made, as it says itself.
     """
 
+    model: ModelSpec
     spec: ExportSpec
-    seed: int
     out: Path
     net: Classifier
     parity: ParitySpec
     engines: EnginePlan
     bytes_needed: int
+    created: datetime
 
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing of the bundle, which differs from the network's in `in_graph`."""
         return msgspec.structs.replace(self.net.preprocessing, in_graph=self.spec.input == "uint8")
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything that is drawn."""
+        return self.model.seed
 
     @property
     def untrained(self) -> bool:
@@ -157,6 +165,7 @@ def prepare(
 ) -> Job:
     """Check the request, and load the network that it is about; nothing is written. Raises what `export` does."""
     check_request(model, spec)
+    created = _now()
     engines = plan_engines(spec.engine, spec.gpu, probe())
     place = folder_name(model) if out is None else out
     if place is not None:
@@ -173,7 +182,7 @@ def prepare(
     place = net.info.arch if place is None else place
     needed = bytes_needed(net.info, spec, engines)
     parity = validation_spec(spec, net.preprocessing, net.labels)
-    return Job(spec, model.seed, Path(place), net, parity, engines, needed)
+    return Job(model, spec, Path(place), net, parity, engines, needed, created)
 
 
 def steps(job: Job) -> tuple[str, ...]:
@@ -256,7 +265,8 @@ def write_rest(
     remarks: tuple[str, ...],
 ) -> Contents:
     """Write engines, golden outputs and tables beside the graphs; return what the manifest is made from."""
-    files = {name: data for one in lowered for name, data in one.files.items()}
+    files = {CONFIG: render_config(job.model, job.spec)}
+    files |= {name: data for one in lowered for name, data in one.files.items()}
     for engine in engines.built:
         files |= {engine.artifact.file: engine.plan} | engine.files()
     for name, data in files.items():
@@ -278,8 +288,18 @@ def write_rest(
             *remarks,
             *engines.remarks,
         ),
-        created=datetime.now(UTC),
+        created=job.created,
     )
+
+
+def _now() -> datetime:
+    """Return the time that SOURCE_DATE_EPOCH says (reproducible-builds.org), or the present time."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if epoch and not epoch.isdecimal():
+        raise RequestError(
+            f"SOURCE_DATE_EPOCH is {epoch!r}, expected seconds since 1970; unset or correct it"
+        )
+    return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
 
 
 def check(

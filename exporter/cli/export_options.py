@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
+from resnet_export.exporter.cli.errors import one_sentence
+from resnet_export.exporter.config import read_config
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.bundle.schema import CHANNELS
@@ -155,7 +157,23 @@ def _precision_flags() -> list[Callable[[Command], Command]]:
     ]
 
 
+def _use_config(context: click.Context, _: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        with one_sentence(context):
+            context.default_map = read_config(value)
+
+
 OPTIONS = [
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE.toml",
+        is_eager=True,
+        expose_value=False,
+        callback=_use_config,
+        help="Options from a file, such as a bundle's export.toml: these names under `[model]` and `[export]`; flags "
+        "win.",
+    ),
     _spec("depth", type=click.Choice([18, 34, 50, 101, 152]), help="Depth of the ResNet."),
     _spec(
         "arch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -36,6 +37,14 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"resnet_export.exporter.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and near:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -85,6 +94,10 @@ def cli(context: click.Context, /, **options: Any) -> None:
         from resnet_export.exporter.cli.export import run
 
         run(**options)
+    elif context.default_map:
+        raise click.UsageError(
+            f"--config is an option of the export and has no meaning for {context.invoked_subcommand!r}; leave it out"
+        )
     elif given:
         flag = next(option.opts[-1] for option in context.command.params if option.name == given[0])
         raise click.UsageError(

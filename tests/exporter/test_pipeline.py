@@ -18,11 +18,14 @@ from click.testing import CliRunner
 
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.cli import cli
+from resnet_export.exporter.config import read_config
 from resnet_export.exporter.graph import lower
 from resnet_export.exporter.models.load import load_classifier
+from resnet_export.exporter.pipeline import prepare
 from resnet_export.runtime import open_session
 from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import BatchRange, read_manifest, verify_bundle
+from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.report.schema import decode_report
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import normalize
@@ -229,3 +232,19 @@ def test_a_bf16_graph_goes_through_every_command_and_report(tmp_path: Path) -> N
         result = CliRunner().invoke(cli, [command[0], str(out), *command[1:]])
         assert "bf16" in result.output, (command, result.output)
         assert result.exit_code == 0 or not ran, (command, result.output)
+
+
+def test_the_bundle_holds_the_request_that_it_was_made_from(raw_bundle: Path) -> None:
+    assert read_config(raw_bundle / "export.toml") == {
+        "depth": 18, "image_size": SIZE, "fp16": True, "input": "uint8", "batch": "1,2,4", "engine": "none",
+    }  # fmt: skip
+
+
+def test_the_time_of_the_bundle_is_that_of_source_date_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    assert prepare(MODEL, QUICK, tmp_path / "bundle").created.isoformat() == "1970-01-02T00:00:00+00:00"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(RequestError, match="'yesterday', expected seconds since 1970"):
+        prepare(MODEL, QUICK, tmp_path / "bundle")
