@@ -7,8 +7,6 @@ folder of its own, named by a hash of all of it: what does not fit any more is n
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ from resnet_export.runtime.backends.routes import Route
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest
 from resnet_export.runtime.select.choice import Choice
 from resnet_export.runtime.select.host import HostFacts
+from resnet_export.runtime.user_cache import private_folder
 
 __all__ = ["KernelCache", "cache_key", "open_cache"]
 
@@ -57,11 +56,7 @@ def open_cache(
         return KernelCache(None)
     try:
         key = cache_key(manifest, artifact, route, choice, host)
-        folder = _user_cache() / f"{route.backend}-{key[:32]}"
-        folder.parent.parent.mkdir(parents=True, exist_ok=True)
-        for private in (folder.parent, folder):
-            private.mkdir(mode=0o700, exist_ok=True)
-            _check_private(private)
+        folder = private_folder(f"{route.backend}-{key[:32]}")
     except (ImportError, OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         name = getattr(error, "filename", None)
@@ -70,24 +65,6 @@ def open_cache(
             None, f"compiles its kernels anew each time, without a cache folder ({where}{reason})"
         )
     return KernelCache(folder)
-
-
-def _user_cache() -> Path:
-    import platformdirs
-
-    folder = platformdirs.user_cache_path("resnet-export", appauthor=False)
-    if not folder.is_absolute():  # "~" stays as it is for a user without HOME and without an entry
-        raise RuntimeError("this user has no home folder")
-    return folder
-
-
-def _check_private(folder: Path) -> None:
-    """Raise OSError where another user could put code into `folder`, or this one cannot write to it."""
-    found = folder.stat()
-    if os.name == "posix" and (found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022):
-        raise PermissionError(None, "other users can write to it", str(folder))
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(None, "it cannot be written", str(folder))
 
 
 def _own_version() -> str | None:

@@ -23,6 +23,7 @@ from resnet_export.runtime.prediction import Prediction, best
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.choice import Choice, Considered
 from resnet_export.runtime.select.host import HostFacts
+from resnet_export.runtime.select.profile import StoredProfile
 from resnet_export.runtime.select.resolver import explain, resolve
 from resnet_export.runtime.select.spec import SessionSpec
 
@@ -147,15 +148,18 @@ def load_model(
     host: HostFacts,
     request: SessionSpec,
     batching: BatchingSpec | None = None,
+    stored: StoredProfile = StoredProfile(None),  # noqa: B008 — a frozen value
 ) -> LoadedModel:
     """Open the best choice for `request`; one that cannot be opened is rejected for the next best.
+
+    `stored` is what was measured of this bundle on this host.
 
     Raises BackendError, NoBackendError and BundleError, as `open_session` says.
     """
     failures: dict[Choice, str] = {}
     last: BackendError | None = None
     while True:
-        resolution = resolve(manifest, host, request, failures)
+        resolution = resolve(manifest, host, request, failures, profile=stored.profile)
         choice = resolution.choice
         if choice is None:
             raise NoBackendError(explain(resolution, request), resolution.trace) from last
@@ -171,6 +175,8 @@ def load_model(
             continue
         if request.threads is not None and choice.device != "cpu":
             notes = (*notes, f"threads={request.threads} has no effect on a GPU")
+        if stored.note is not None:
+            notes = (*notes, stored.note)
         choice = msgspec.structs.replace(choice, notes=notes)
         return LoadedModel(manifest, backend, choice, resolution.trace, batching)
 
@@ -181,6 +187,11 @@ def _open_choice(
     artifact = manifest.artifact(choice.artifact)
     route = find_route(choice.backend, choice.provider)
     cache = open_cache(manifest, artifact, route, choice, host)
+    # Left alone, ONNX Runtime starts a thread for every core of the machine, and OpenVINO knows no cgroups.
+    limit = host.cpus if host.all_cpus is not None and host.cpus < host.all_cpus else None
+    notes = [cache.note] if cache.note else []
+    if limit is not None and asked.threads is None and choice.device == "cpu":
+        notes.append(f"threads={limit}, as many as this process may use of {host.all_cpus} CPUs")
     gpu, _, index = choice.device.partition(":")
     request = OpenRequest(
         data=read_artifact(path, artifact, manifest.input.shape),
@@ -191,7 +202,7 @@ def _open_choice(
         provider=choice.provider,
         precision=choice.precision,
         device=int(index) if gpu == "gpu" else None,
-        threads=asked.threads,
+        threads=asked.threads or limit,
         bundle=locate(path),
         cache=cache.folder,
     )
@@ -202,7 +213,7 @@ def _open_choice(
             f"{choice.backend} runs {artifact.name!r} with {backend.provider} in {backend.precision}, "
             f"it was asked for {choice.provider} in {choice.precision}"
         )
-    return backend, (cache.note,) if cache.note else ()
+    return backend, tuple(notes)
 
 
 def _check_batch(batch: Any, spec: TensorSpec) -> None:

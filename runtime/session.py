@@ -27,8 +27,9 @@ from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.prediction import Prediction
 from resnet_export.runtime.preprocess import ColorOrder, ImageSource, is_one_image, load, to_input
 from resnet_export.runtime.select.choice import Choice, Considered
-from resnet_export.runtime.select.host import probe, usable_cpus
-from resnet_export.runtime.select.spec import parse_request
+from resnet_export.runtime.select.host import HostFacts, probe, usable_cpus
+from resnet_export.runtime.select.profile import StoredProfile, read_profile, save_profile
+from resnet_export.runtime.select.spec import Preference, SessionSpec, parse_request
 from resnet_export.runtime.served_model import ServedModel
 from resnet_export.runtime.watcher import FolderWatcher
 
@@ -53,6 +54,8 @@ def open_session(
     artifact: str | None = None,
     device: int | str | None = None,
     threads: int | None = None,
+    prefer: Preference = "latency",
+    tune: bool = False,
     batching: BatchingSpec | None = None,
     verify: str | os.PathLike[str] | None = None,
 ) -> Session:
@@ -65,6 +68,10 @@ def open_session(
         artifact: the name of one artifact of the bundle, whatever its parity check said.
         device: "cpu", "gpu", or the index of a GPU; also as PyTorch spells them, "cuda" and "cuda:1".
         threads: number of CPU threads; by default the engine decides.
+        prefer: what the best engine is: the one with the shortest "latency" of a small batch, with the highest
+            "throughput", or with the most exact precision ("accuracy") and then the shortest latency.
+        tune: measure on this host what is best, unless that was done before for this bundle and these packages; takes
+            from seconds to a minute, and is kept in the user's cache. `resnet-export bench --save` does the same.
         batching: how `Session.submit` collects requests: batch size, delay, queue, and what a full queue does.
         verify: the PEM file of a public key: open only what its owner signed, see
             `resnet_export.runtime.verify_signature`. Needs cryptography (the extra `verify`).
@@ -97,8 +104,10 @@ def open_session(
                 artifact=artifact,
                 device=device,
                 threads=threads,
+                prefer=prefer,
             )
-            return load_model(folder, manifest, host, request, batching)
+            stored = _profile(folder, manifest, host, request, tune=tune)
+            return load_model(folder, manifest, host, request, batching, stored)
 
         return read_stable(folder, load_manifest)
 
@@ -473,6 +482,23 @@ class Session:
                         if on_error == "raise":
                             raise result
                     yield result
+
+
+def _profile(
+    folder: str | os.PathLike[str], manifest: Manifest, host: HostFacts, request: SessionSpec, *, tune: bool
+) -> StoredProfile:
+    """Return what was measured of this bundle on this host; with `tune`, measured now if it was not before."""
+    stored = read_profile(manifest, host, request.threads)
+    if stored.profile is not None or not tune:
+        return stored
+    from resnet_export.runtime import bench
+
+    profile = bench.tune(folder, manifest, host, request)
+    try:
+        save_profile(profile, manifest, host, request.threads)
+    except RequestError as error:
+        return StoredProfile(profile, str(error))
+    return StoredProfile(profile)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ from resnet_export.runtime.text_table import text_table
     "--backend", "backends", multiple=True, metavar="NAME", help="Time on this backend (repeatable)."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each backend.")
+@click.option(
+    "--save",
+    is_flag=True,
+    help="Keep the result: sessions on this kind of host then open what was fastest.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @debug_option
@@ -44,6 +49,7 @@ def command(
     artifacts: tuple[str, ...],
     backends: tuple[str, ...],
     threads: int | None,
+    save: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -56,9 +62,12 @@ def command(
             artifacts=artifacts or None,
             backends=backends or None,
             threads=threads,
+            save=save,
             progress=progress,
         )
     click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if as_json else _text(found))
+    if found.profile is not None:
+        click.echo(f"saved the profile of this host: {found.profile}", err=True)
 
 
 def _text(found: Bench) -> str:

@@ -15,6 +15,7 @@ from resnet_export.runtime.bundle.layer_report import TABLE_HEADER, LayerReport,
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest, verify_bundle
 from resnet_export.runtime.select.choice import Resolution
 from resnet_export.runtime.select.host import HostFacts, probe
+from resnet_export.runtime.select.profile import read_profile
 from resnet_export.runtime.select.resolver import resolve
 from resnet_export.runtime.select.spec import parse_request
 from resnet_export.runtime.text_table import text_table
@@ -34,7 +35,9 @@ def command(bundle: Path, layers: bool, as_json: bool, **request: Any) -> None:
     manifest = verify_bundle(bundle)
     reports = read_reports(bundle, manifest) if layers else ()
     host = probe(imports=True)  # as a session and a parity check find out
-    resolution = resolve(manifest, host, parse_request(manifest, **request))
+    asked = parse_request(manifest, **request)
+    profile, note = read_profile(manifest, host, asked.threads)
+    resolution = resolve(manifest, host, asked, profile=profile)
     if as_json:
         found: dict[str, object] = {"manifest": manifest, "host": host, "resolution": resolution}
         if layers:
@@ -42,6 +45,8 @@ def command(bundle: Path, layers: bool, as_json: bool, **request: Any) -> None:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
         return
     click.echo("\n".join(_lines(bundle, manifest, host, resolution)))
+    if note:
+        click.echo(f"note    {note}")
     if layers:
         click.echo("\n".join(_layers(reports)))
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.select.spec import Preference
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def session_options(command: Command) -> Command:
-    """Add `--backend`, `--precision`, `--artifact`, `--device` and `--threads`."""
+    """Add `--backend`, `--precision`, `--artifact`, `--device`, `--threads` and `--prefer`."""
     options = [
         click.option("--backend", metavar="NAME", help="Use this backend or fail."),
         click.option(
@@ -29,6 +30,13 @@ def session_options(command: Command) -> Command:
         ),
         click.option(
             "--threads", type=click.IntRange(min=1), help="CPU threads; by default the backend decides."
+        ),
+        click.option(
+            "--prefer",
+            type=click.Choice(get_args(Preference)),
+            default="latency",
+            show_default=True,
+            help="What the best artifact and backend are chosen by.",
         ),
     ]
     for option in reversed(options):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -74,15 +75,16 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the resolver knows of a machine.
 
     `system` and `machine` are as Python names them ("linux", "x86_64"). `cpus` is the number of logical CPUs
-    that this process may use. `cpu_features` is the part of `CPU_FEATURES` that the CPU has, empty with
-    `cpu_note` saying why where the system does not tell. `gpus` is empty with `gpu_note` saying why where
-    there is none. `cuda` is the newest CUDA version that the driver serves ("13.0"), `driver` the driver's
+    that this process may use, of `all_cpus` in the machine. `cpu_features` is the part of `CPU_FEATURES` that the
+    CPU has, empty with `cpu_note` saying why where the system does not tell. `gpus` is empty with `gpu_note` saying
+    why where there is none. `cuda` is the newest CUDA version that the driver serves ("13.0"), `driver` the driver's
     own version. `warnings` are sentences about an installation that is likely to misbehave.
     """
 
     system: str
     machine: str
     cpus: int
+    all_cpus: int | None = None
     cpu_features: tuple[str, ...] = ()
     cpu_note: str | None = None
     packages: tuple[Package, ...] = ()
@@ -117,6 +119,7 @@ def probe(*, imports: bool = False) -> HostFacts:
         system=_SYSTEM,
         machine=platform.machine(),
         cpus=usable_cpus(),
+        all_cpus=os.cpu_count(),
         cpu_features=features,
         cpu_note=cpu_note,
         packages=packages,
@@ -129,10 +132,45 @@ def probe(*, imports: bool = False) -> HostFacts:
 
 
 def usable_cpus() -> int:
-    # A container or taskset often allows fewer CPUs than the machine has.
-    if _SYSTEM == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many CPUs this process can use, by its affinity (taskset) and its cgroup's quota (containers)."""
+    if _SYSTEM != "linux":
+        return os.cpu_count() or 1
+    quota = cpu_quota()
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if quota is None else min(allowed, max(math.ceil(quota), 1))
+
+
+def cpu_quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Return the CPU time a second that the cgroups of this process allow, None where they set no limit.
+
+    The limit is the smallest of the group's and its parents': `cpu.max` in cgroup v2, `cpu.cfs_quota_us` in v1.
+    """
+    limits = []
+    try:
+        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, group = line.split(":", 2) if line.count(":") > 1 else ("", "-", "/")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        home = cgroups if not controllers else cgroups / "cpu"
+        # A container may see its own group at the root, and the path that the host knows.
+        folders = [home / group.lstrip("/"), *(home / group.lstrip("/")).parents]
+        limits += [_quota_of(folder) for folder in folders if folder.is_relative_to(home)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _quota_of(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
+        return None if quota in ("max", "-1") or float(quota) <= 0 else float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 def cpu_features(path: Path = Path("/proc/cpuinfo")) -> tuple[tuple[str, ...], str | None]:

@@ -5,7 +5,9 @@ With nothing asked for, a session runs the fastest candidate whose results are v
 * an artifact with a failed parity verdict for that engine is never picked, and neither is a reduced-precision
   one without a passing verdict; the fp32 graph, which the others are measured against, needs none on record;
 * bf16 arithmetic on an fp32 graph runs on request only;
-* the order is a fact of each route's row (`Execution.order`); a host's own ranking is `resnet-export bench`'s business.
+* the order is what was measured on this host (`select/profile.py`), and until then, and for what was not measured, a
+  fact of each route's row (`Execution.order`). `prefer` says what is compared: the time of a small batch, the
+  throughput, or the exactness of the precision, and then the time.
 
 `precision=` lifts the need for a verdict but not the ban on a failed one; `artifact=` lifts both, since then
 the user has named the very file. Every candidate ends in the trace, with the reason that decided about it.
@@ -14,14 +16,16 @@ the user has named the very file. Every candidate ends in the trace, with the re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from resnet_export.runtime.backends.routes import ROUTES, Route
 from resnet_export.runtime.bundle.manifest import Manifest
-from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.precision import PRECISIONS, Precision
 from resnet_export.runtime.select.candidate import Candidate
 from resnet_export.runtime.select.choice import Choice, Considered, Outcome, Resolution
 from resnet_export.runtime.select.eligibility import FACT_CHECKS, REQUEST_CHECKS, SelectionContext, choose
 from resnet_export.runtime.select.host import HostFacts
+from resnet_export.runtime.select.profile import HostProfile
 from resnet_export.runtime.select.spec import SessionSpec
 
 __all__ = ["explain", "resolve"]
@@ -33,15 +37,19 @@ def resolve(
     request: SessionSpec,
     failures: Mapping[Choice, str] | None = None,
     routes: tuple[Route, ...] = ROUTES,
+    profile: HostProfile | None = None,
 ) -> Resolution:
     """Choose what runs, and say of every candidate why it does or does not.
 
+    `profile` is what was measured of this bundle on this host.
     `failures` maps choices of earlier resolutions that could not be opened to the error's text; they are
     rejected. Never raises: an impossible request leaves `choice` None and its reasons in the trace.
     """
     at = SelectionContext(manifest, host, request, failures or {})
-    ranked = sorted(_candidates(manifest, routes), key=lambda candidate: candidate.execution.order)
-    verdicts = [_judge(candidate, at) for candidate in ranked]
+    speeds = [(candidate, _speed(candidate, request, profile)) for candidate in _candidates(manifest, routes)]
+    speeds.sort(key=lambda pair: _rank(pair[0], pair[1], request))
+    ranked = [candidate for candidate, _ in speeds]
+    verdicts = [_judge(candidate, at, speed.why) for candidate, speed in speeds]
     first = next((index for index, (outcome, _) in enumerate(verdicts) if outcome == "usable"), None)
     trace = tuple(
         Considered(
@@ -85,11 +93,42 @@ def _candidates(manifest: Manifest, routes: tuple[Route, ...]) -> Iterable[Candi
                 yield from (Candidate(artifact, route, coarser) for coarser in route.also)
 
 
-def _judge(candidate: Candidate, at: SelectionContext) -> tuple[Outcome, str]:
+class _Speed(NamedTuple):
+    """How fast a candidate is, comparable, and how that is known."""
+
+    order: tuple[bool, float]
+    why: str
+
+
+def _speed(candidate: Candidate, request: SessionSpec, profile: HostProfile | None) -> _Speed:
+    """Return what was measured, which comes before everything that was not, or the route's place in the table."""
+    row = profile.find(candidate, request.prefer) if profile else None
+    if profile is None or row is None:
+        unmeasured = "" if profile is None else "; not measured on this host"
+        return _Speed((True, candidate.execution.order), f"{candidate.execution.why}{unmeasured}")
+    found = f"{row.milliseconds:.3g} ms"
+    if request.prefer == "throughput":
+        return _Speed(
+            (False, -row.images_per_second),
+            f"{row.images_per_second:.4g} images/s ({found} for a batch of {row.batch}), measured on this host on "
+            f"{profile.created}",
+        )
+    return _Speed(
+        (False, row.milliseconds),
+        f"{found} for a batch of {row.batch}, measured on this host on {profile.created}",
+    )
+
+
+def _rank(candidate: Candidate, speed: _Speed, request: SessionSpec) -> tuple[int, bool, float]:
+    exactness = list(PRECISIONS).index(candidate.precision) if request.prefer == "accuracy" else 0
+    return exactness, *speed.order
+
+
+def _judge(candidate: Candidate, at: SelectionContext, why: str) -> tuple[Outcome, str]:
     for check in REQUEST_CHECKS:
         if reason := check(candidate, at):
             return "skipped", reason
     for check in FACT_CHECKS:
         if reason := check(candidate, at):
             return "rejected", reason
-    return "usable", candidate.execution.why
+    return "usable", why

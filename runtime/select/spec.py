@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -13,7 +13,9 @@ from resnet_export.runtime.bundle.manifest import Manifest
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.precision import Precision
 
-__all__ = ["SessionSpec", "parse_request"]
+__all__ = ["Preference", "SessionSpec", "parse_request"]
+
+Preference: TypeAlias = Literal["latency", "throughput", "accuracy"]
 
 _GPU_INDEX = re.compile(r"(?:(?:cuda|gpu):)?([0-9]{1,9})")
 
@@ -21,8 +23,9 @@ _GPU_INDEX = re.compile(r"(?:(?:cuda|gpu):)?([0-9]{1,9})")
 class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The request of a session; what is None is left to the resolver or to the engine.
 
-    `device` is a GPU's index, "gpu" for the GPU that fits best, or "cpu". `threads` is the number of CPU threads. The
-    text names what restricts the selection; `threads` does not.
+    `device` is a GPU's index, "gpu" for the GPU that fits best, or "cpu". `threads` is the number of CPU threads.
+    `prefer` orders what is left: the shortest time of a small batch, the most images a second, or the most exact
+    precision. The text names what restricts the selection; `threads` and `prefer` do not.
     """
 
     backend: str | None = None
@@ -30,6 +33,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     artifact: str | None = None
     device: int | Literal["cpu", "gpu"] | None = None
     threads: int | None = None
+    prefer: Preference = "latency"
 
     def __str__(self) -> str:
         given = {name: getattr(self, name) for name in ("backend", "precision", "artifact", "device")}
@@ -48,6 +52,7 @@ def parse_request(
     artifact: str | None = None,
     device: int | str | None = None,
     threads: int | None = None,
+    prefer: str = "latency",
     routes: tuple[Route, ...] = ROUTES,
 ) -> SessionSpec:
     """Return the request, checked against the routes and the manifest.
@@ -66,6 +71,7 @@ def parse_request(
         artifact=artifact,
         device=None if device is None else _parse_device(device),
         threads=None if threads is None else _parse_threads(threads),
+        prefer=_parse_preference(prefer),
     )
 
 
@@ -74,6 +80,14 @@ def _parse_name(what: str, value: object, names: tuple[str, ...]) -> str:
     if name is None or name not in names:
         raise RequestError(f"there is no {what} {value!r}; give one of {', '.join(names)}")
     return name
+
+
+def _parse_preference(value: object) -> Preference:
+    name = value.strip().lower() if isinstance(value, str) else value
+    for preference in get_args(Preference):
+        if name == preference:
+            return preference  # type: ignore[no-any-return]
+    raise RequestError(f"prefer is {value!r}, expected one of {', '.join(get_args(Preference))}")
 
 
 def _parse_device(device: object) -> int | Literal["cpu", "gpu"]:

@@ -20,11 +20,13 @@ from resnet_export.runtime.select.host import (
     Gpu,
     HostFacts,
     Package,
+    cpu_quota,
     find_packages,
     installation_warnings,
     parse_cpuinfo,
     probe,
     query_gpus,
+    usable_cpus,
 )
 
 X86 = """\
@@ -130,6 +132,55 @@ def test_no_driver_is_a_reason_and_no_exception() -> None:
     query = query_gpus(lambda: ctypes.CDLL("libcuda-that-is-not-there.so"))
     assert query.gpus == ()
     assert query.note.startswith("there is no NVIDIA driver (libcuda-that-is-not-there.so")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        (
+            "0::/a/b\n",
+            {"a/b/cpu.max": "max 100000", "a/cpu.max": "200000 100000", "cpu.max": "400000 100000"},
+            2,
+        ),
+        ("0::/docker/1234\n", {"cpu.max": "300000 100000"}, 3),
+        (
+            "3:cpuset:/\n1:cpu,cpuacct:/box\n",
+            {"cpu/box/cpu.cfs_quota_us": "50000", "cpu/box/cpu.cfs_period_us": "100000"},
+            0.5,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("0::/\n", {"cpu.max": "nonsense"}, None),
+        ("nonsense", {}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_quota_of_a_container_is_the_smallest_on_its_way_to_the_root(
+    tmp_path: Path, own: str, files: dict[str, str], expected: float | None
+) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert cpu_quota(tmp_path / "cgroup", tmp_path / "own") == expected
+
+
+def test_without_cgroups_there_is_no_quota(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path / "cgroup", tmp_path / "own") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system sets no affinity")
+def test_no_more_cpus_are_used_than_affinity_and_quota_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "cpu_quota", lambda: 1.2)
+    assert usable_cpus() == min(2, len(os.sched_getaffinity(0)))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_the_probe_agrees_with_pip_and_the_operating_system() -> None:

@@ -1,0 +1,42 @@
+"""The user's cache folder: the only place where the runtime writes, and only what it can make again."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+__all__ = ["private_folder"]
+
+
+def private_folder(name: str) -> Path:
+    """Return the folder `name` in this project's part of the user's cache, made if need be.
+
+    Raises OSError where it cannot be made, or where another user could write to it; RuntimeError for a user without a
+    home folder; ImportError.
+    """
+    home = _user_cache()
+    folder = home / name
+    home.parent.mkdir(parents=True, exist_ok=True)
+    for private in (home, folder):
+        private.mkdir(mode=0o700, exist_ok=True)
+        _check_private(private)
+    return folder
+
+
+def _user_cache() -> Path:
+    import platformdirs
+
+    folder = platformdirs.user_cache_path("resnet-export", appauthor=False)
+    if not folder.is_absolute():  # "~" stays as it is for a user without HOME and without an entry
+        raise RuntimeError("this user has no home folder")
+    return folder
+
+
+def _check_private(folder: Path) -> None:
+    """Raise OSError where another user could put code into `folder`, or this one cannot write to it."""
+    found = folder.stat()
+    if os.name == "posix" and (found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022):
+        raise PermissionError(None, "other users can write to it", str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(None, "it cannot be written", str(folder))
