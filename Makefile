@@ -16,10 +16,18 @@ $(VENV)/.run: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,sign]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,sign,triton]'
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps torchvision timm
 	$(BIN)/python -m tests.nvidia_bindings
 	$(BIN)/python -m tests.chromium
+	touch $@
+
+# A real Triton Inference Server for the slow tests, with its python backend and no GPU: 350 MB, of which the server is
+# 150. Its wheel declares numpy 1, for which the backend was built, so it lives in an environment of its own.
+$(VENV)/.tritonserver: $(VENV)/.test
+	test -x $(VENV)/tritonserver/bin/python || $(PYTHON) -m venv $(VENV)/tritonserver
+	$(VENV)/tritonserver/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0
+	$(VENV)/tritonserver/bin/python -m pip install --quiet numpy==1.26.4 --editable '.[cpu]'
 	touch $@
 
 run: $(VENV)/.run
@@ -36,7 +44,7 @@ gpu-check: $(VENV)/.run
 	$(BIN)/python -m benchmarks.gpu_check --out build/gpu-check.md
 
 # The whole matrix as well: every row of the zoo, every naming scheme. Takes an hour on two cores.
-test-all: $(VENV)/.test
+test-all: $(VENV)/.test $(VENV)/.tritonserver
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m ""
 
 lint: $(VENV)/.test

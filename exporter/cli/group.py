@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "Time a bundle's artifacts on every backend of this host, side by side.",
     "infer": "Print the most probable labels of images.",
     "inspect": "Show what a bundle holds, what this host would run, and why.",
+    "triton": "Write a model repository for Triton Inference Server.",
     "sign": "Sign every file of a bundle, with a key pair or a Sigstore identity.",
     "verify": "Check that a bundle is what a key or an identity signed.",
     "models": "List the architectures with parameters, operations and published accuracy.",
