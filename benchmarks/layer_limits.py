@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import onnx
 
 from resnet_export.calibration.improve.channel_scaling import rescale
-from resnet_export.calibration.observe.methods import TRIED
+from resnet_export.calibration.observe.methods import METHODS
 from resnet_export.calibration.observe.table import decode_table
 from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import Equalization, QuantPlan
@@ -41,7 +41,7 @@ def requantized(bundle: str) -> Iterator[tuple[str, Layerwise]]:
     done = (Equalization(one.producers, one.consumers, one.array()) for one in table.equalization)
     reference = rescale(fp32, done)
     images = read_golden(bundle).images
-    for method in TRIED:
+    for method in METHODS:
         plan = QuantPlan(method=method)
         for target in TARGETS:
             graph = quantize(reference, plan.choose_ranges(table), plan, target)

@@ -115,6 +115,10 @@ class Photos:
         drawn = self._spread(count)
         return self._part(sorted(set(range(len(self))) - set(drawn))), self._part(drawn)
 
+    def where(self, chosen: NDArray[np.bool_]) -> Photos:
+        """Return the photos that bool `chosen` [N] says."""
+        return self if chosen.all() else self._part([int(place) for place in np.flatnonzero(chosen)])
+
     def draw(self, count: int, seed: int) -> Photos:
         """Return `count` of the images (all, if there are fewer), drawn by seed as `open_dataset` draws."""
         return self._part(draw(self.names, self.labels, count, seed))

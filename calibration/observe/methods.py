@@ -11,6 +11,5 @@ from typing import Literal, get_args
 Method = Literal["minmax", "percentile", "entropy", "mse", "mean", "quantile"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-TRIED: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
-"""Those that the search compares. The others clip whole images, which the SNR over all images counts as a loss even
-where every other image gains: they are for networks with heavy-tailed logits, and have to be asked for."""
+BY_IMAGE: tuple[Method, ...] = ("mean", "quantile")
+"""Those that look at images and not at values."""

@@ -18,6 +18,7 @@ from resnet_export.runtime.errors import DatasetError, ExportError
 from resnet_export.runtime.parity.criteria.criterion import Criterion, at_most
 from resnet_export.runtime.parity.criteria.table import Evidence, bound, describe, evaluate, title
 from resnet_export.runtime.parity.criteria.tolerances import Tolerances, near_tie_width
+from resnet_export.runtime.parity.measure.comparison import worst_images
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
 from resnet_export.runtime.parity.report.search_report import Validation
 from resnet_export.runtime.precision import Precision, Tolerance
@@ -45,13 +46,16 @@ class Limits:
 
     @property
     def tolerance(self) -> Tolerance:
-        """The limits that the search keeps to. The distance in cosine grows with the square of the error."""
+        """The limits that the search keeps to. Distance in cosine and divergence grow with the error's square."""
         given = self.parity
-        error, cosine = given.relative_error, given.centered_cosine
+        cosine, divergence = given.centered_cosine, given.p90_divergence
         return msgspec.structs.replace(
             given,
-            relative_error=None if error is None else _ROOM * error,
+            relative_error=_with_room(given.relative_error),
             centered_cosine=None if cosine is None else 1 - _ROOM**2 * (1 - cosine),
+            median_error=_with_room(given.median_error),
+            p90_error=_with_room(given.p90_error),
+            p90_divergence=None if divergence is None else _ROOM**2 * divergence,
         )
 
     def criteria(self, figures: Figures, accuracy_drop: float | None) -> tuple[Criterion, ...]:
@@ -66,6 +70,10 @@ class Limits:
         else:
             lost = at_most("top-1 accuracy drop", accuracy_drop, self.max_drop)
         return (*found, lost)
+
+
+def _with_room(limit: float | None) -> float | None:
+    return None if limit is None else _ROOM * limit
 
 
 class Evaluator:
@@ -117,6 +125,12 @@ class Evaluator:
             centered_cosine=figures.centered_cosine,
             agreement=100 * figures.top1_agreement,
             accuracy_drop=drop,
+            by_image=figures.by_image,
+            worst=(
+                ()
+                if figures.by_image.even and not figures.by_image.far
+                else worst_images(self.logits, logits, self.labels, self._photos.names)
+            ),
             outside=tuple(
                 describe(criterion)
                 for criterion in self.limits.criteria(figures, drop)

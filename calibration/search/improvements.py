@@ -20,7 +20,7 @@ from resnet_export.calibration.improve.channel_scaling import by_input
 from resnet_export.calibration.improve.input_moments import Moments, input_moments
 from resnet_export.calibration.improve.weight_rounding import round_weight
 from resnet_export.calibration.observe.calibrate import calibrate
-from resnet_export.calibration.observe.methods import TRIED, Method
+from resnet_export.calibration.observe.methods import BY_IMAGE, METHODS, Method
 from resnet_export.calibration.observe.table import CalibrationTable, Factors
 from resnet_export.calibration.quantize.grid import QuantizedWeight, quantize_weight
 from resnet_export.calibration.quantize.placement import TARGETS
@@ -42,6 +42,9 @@ from resnet_export.runtime.progress import Progress
 ROUNDING_IMAGES = 128
 """Images whose patches weights are rounded for; twice as many gained nothing that could be measured."""
 
+PROBES: tuple[Method, ...] = ("percentile", "quantile")
+"""Of the ranges in comparisons that come before a method is chosen: one that counts values, one that counts images."""
+
 _SAME_FUNCTION = 60.0  # dB: float32 arithmetic in another order leaves 120 and more
 _HARM = 1.0  # dB: networks with badly scaled channels need equalization, which is not given up for less
 
@@ -56,13 +59,19 @@ class Candidate:
 
     def graph(self, target: TargetName, *, method: Method | None = None) -> onnx.ModelProto:
         """Return the Q/DQ graph for `target`, with ranges by `method` (None: the plan's)."""
-        plan = self.plan if method is None else replace(self.plan, method=method)
+        plan = self.plan if method is None else self.with_method(method).plan
         return quantize(self.model, plan.choose_ranges(self.table), plan, target)
 
     def with_method(self, method: Method) -> Candidate:
-        """Return the candidate with its ranges chosen by `method`."""
-        table = msgspec.structs.replace(self.table, method=method)
-        return replace(self, table=table, plan=replace(self.plan, method=method))
+        """Return the candidate with its ranges chosen by `method`.
+
+        The photograph itself, to which the plan gives a method of its own, keeps min-max: it has no outliers, and
+        its brightest value, which clipping would touch first, is among its most common. Methods that look at whole
+        images apply to it as well: where most photographs are far darker than the brightest, they have to.
+        """
+        own: Method = method if method in BY_IMAGE else "minmax"
+        plan = replace(self.plan, method=method, methods=dict.fromkeys(self.plan.methods, own))
+        return replace(self, table=msgspec.structs.replace(self.table, method=method), plan=plan)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,9 @@ class TrialSetup:
     """What candidates are made from and compared on.
 
     Attributes:
-        fitted: the images that ranges, channels and weights are fitted to.
+        fitted: the images that ranges are fitted to.
+        usual: up to `ROUNDING_IMAGES` of them that channels and weights are fitted to, without the handful that owns
+            the energy of the logits, if there is one: sums and maxima over images would be theirs alone.
         evaluator: the images that were held out.
         method: of the ranges, in comparisons.
         threads: for ONNX Runtime; None means all processors.
@@ -78,6 +89,7 @@ class TrialSetup:
     """
 
     fitted: Photos
+    usual: Photos
     evaluator: Evaluator
     method: Method
     threads: int | None
@@ -95,7 +107,7 @@ def validate(
 
 
 def mean_decibels(found: Mapping[TargetName, Validation]) -> float:
-    """Return the mean SNR over the targets, by which candidates are compared."""
+    """Return the mean over the targets of an image's SNR, by which candidates are compared."""
     return float(np.mean([one.decibels for one in found.values()]))
 
 
@@ -107,28 +119,45 @@ def calibrate_candidate(model: onnx.ModelProto, plan: QuantPlan, setup: TrialSet
 Validations = Mapping[TargetName, Validation]
 
 
-def equalize(before: Candidate, setup: TrialSetup) -> tuple[Candidate, Improvement, Validations | None]:
+def choose_probe(candidate: Candidate, setup: TrialSetup) -> tuple[TrialSetup, Validations]:
+    """Return the setup with the method of `PROBES` that does best, and how the candidate does with it.
+
+    Under ranges that a handful of images decides, what an improvement does for all others would drown.
+    """
+    found = {
+        method: validate(candidate, setup.evaluator, f"Evaluating {method} ranges", setup.progress, method)
+        for method in PROBES
+    }
+    best = max(PROBES, key=lambda method: mean_decibels(found[method]))
+    return replace(setup, method=best), found[best]
+
+
+def equalize(
+    before: Candidate, setup: TrialSetup, without: Validations | None
+) -> tuple[Candidate, Improvement, Validations | None]:
     """Return the network with its channels equalized and calibrated anew, unless that does harm.
 
-    The last is how the returned candidate does with the setup's ranges, None where nothing was tried.
+    `without` is how the candidate does before, None where that is not known yet. The last is how the returned
+    candidate does with the setup's ranges, None where nothing was tried.
     """
     method = setup.method
-    seen = setup.fitted.sample(equalizing.IMAGES)
+    seen = setup.usual.sample(equalizing.IMAGES)
     stats = equalizing.observe_channels(
         before.model, seen.inputs(), threads=setup.threads, progress=setup.progress
     )
     model, done = equalizing.equalize(before.model, stats)
     if not done:
         note = "no layers can be equalized"
-        return before, _step("equalization", method, {}, {}, used=False, note=note), None
+        return before, _step("equalization", method, {}, {}, used=False, note=note), without
     if (same := setup.evaluator(model).decibels) < _SAME_FUNCTION:
         note = f"the equalized float network is only within {same:.1f} dB of the network; it was not used"
-        return before, _step("equalization", method, {}, {}, used=False, note=note), None
+        return before, _step("equalization", method, {}, {}, used=False, note=note), without
     table = _table(model, before.model, setup)
     factors = tuple(Factors.of(one.producers, one.consumers, one.factors) for one in done)
     table = msgspec.structs.replace(table, equalization=factors)
     after = Candidate(model, table, replace(before.plan, equalization=done))
-    without = validate(before, setup.evaluator, "Evaluating without equalization", setup.progress, method)
+    if without is None:
+        without = validate(before, setup.evaluator, "Evaluating without equalization", setup.progress, method)
     with_it = validate(after, setup.evaluator, "Evaluating equalization", setup.progress, method)
     used = mean_decibels(with_it) > mean_decibels(without) - _HARM
     note = "" if used else f"it cost more than {_HARM:g} dB and was not used"
@@ -149,7 +178,7 @@ def round_weights(
     Either can be left out. `without` is how the candidate does before, None where that is not known yet.
     """
     method = setup.method
-    sample = setup.fitted.sample(ROUNDING_IMAGES)
+    sample = setup.usual
     topology = Topology(before.model)
     names = [layer.name for layer in topology.layers]
     shares = multiply_add_shares(before.model, topology)
@@ -221,7 +250,7 @@ def best_method(
     """
     found = {
         method: validate(candidate, evaluator, f"Evaluating {method} ranges", progress, method)
-        for method in TRIED
+        for method in METHODS
     }
 
     def rank(method: Method) -> tuple[int, float]:
@@ -232,14 +261,14 @@ def best_method(
         MethodTrial(method=method, results={str(target): one for target, one in results.items()})
         for method, results in found.items()
     )
-    return candidate.with_method(max(TRIED, key=rank)), trials
+    return candidate.with_method(max(METHODS, key=rank)), trials
 
 
 def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, setup: TrialSetup) -> CalibrationTable:
     return calibrate(
         model,
         setup.fitted.inputs(),
-        methods=TRIED,
+        methods=METHODS,
         source=source,
         total=len(setup.fitted),
         threads=setup.threads,
@@ -259,8 +288,8 @@ def _step(
     return Improvement(
         name=name,
         method=method,
-        before_db={target: one.snr_db for target, one in before.items()},
-        after_db={target: one.snr_db for target, one in after.items()},
+        before_db={target: one.finite_decibels for target, one in before.items()},
+        after_db={target: one.finite_decibels for target, one in after.items()},
         used=used,
         note=note,
     )

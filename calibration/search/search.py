@@ -25,7 +25,7 @@ import onnx
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.improve.channel_scaling import rescale
 from resnet_export.calibration.observe.fingerprint import graph_hash
-from resnet_export.calibration.observe.methods import TRIED, Method
+from resnet_export.calibration.observe.methods import METHODS, Method
 from resnet_export.calibration.observe.table import CalibrationTable, require_graph
 from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import (
@@ -40,17 +40,21 @@ from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.calibration.search.acceptance import exclude_sensitive_layers
 from resnet_export.calibration.search.evaluate import Evaluator, Limits
 from resnet_export.calibration.search.improvements import (
+    PROBES,
+    ROUNDING_IMAGES,
     Candidate,
     TrialSetup,
     Validations,
     best_method,
     calibrate_candidate,
+    choose_probe,
     equalize,
     round_weights,
     validate,
 )
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.parity.measure.image_errors import usual
 from resnet_export.runtime.parity.report.search_report import (
     Improvement,
     MethodTrial,
@@ -66,7 +70,6 @@ half a decibel."""
 _VALIDATED = 512  # images that the result is validated on where no budget asks for all of them
 _LEAST_VARIATION = 10.0  # levels of 255 below which images are called too much alike
 _FEWEST = 8  # images below which none are held out
-_PROBE: Method = "percentile"  # of the ranges in comparisons that come before a method is chosen
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,12 @@ def plan_int8(
             "channels were not equalized: the calibration table belongs to the network as it is; leave it out, or "
             "give one that an export wrote"
         )
+    if spec.method == "auto":
+        with clock("methods"):
+            setup, so_far = choose_probe(candidate, setup)
     if spec.equalize and table is None:
         with clock("equalization"):
-            candidate, step, so_far = equalize(candidate, setup)
+            candidate, step, so_far = equalize(candidate, setup, so_far)
         steps.append(step)
     if spec.correct_bias or spec.round_weights:
         with clock("rounding"):
@@ -299,14 +305,14 @@ def _hold_back(
     else:
         fitted, held = images.split(min(HELD_BACK, len(images) // 4))
     evaluator = Evaluator(model, held, threads=threads)
-    return TrialSetup(fitted, evaluator, _PROBE if spec.method == "auto" else spec.method, threads, progress)
+    sample = fitted.sample(ROUNDING_IMAGES)
+    sample = sample.where(usual(Evaluator(model, sample, threads=threads).logits))
+    method = PROBES[0] if spec.method == "auto" else spec.method
+    return TrialSetup(fitted, sample, evaluator, method, threads, progress)
 
 
 def _first_plan(model: onnx.ModelProto, spec: SearchSpec) -> QuantPlan:
-    """Return the plan before any search: what is excluded, and min-max for the image itself.
-
-    The image has no outliers, and its brightest value, which clipping would touch first, is among its most common.
-    """
+    """Return the plan before any search: what is excluded, and min-max for the image itself."""
     topology = Topology(model)
     layers = [layer.name for layer in topology.layers]
     excluded: dict[str, Exclusion] = {}
@@ -332,7 +338,7 @@ def _from_table(model: onnx.ModelProto, table: CalibrationTable, plan: QuantPlan
     if done:
         model = rescale(model, done)
         require_graph(table, graph=table.graph, observed=graph_hash(model))
-    return Candidate(model, table.with_methods(TRIED), replace(plan, equalization=done))
+    return Candidate(model, table.with_methods(METHODS), replace(plan, equalization=done))
 
 
 def _with_exclusions(layers: tuple[QuantizedLayer, ...], plan: QuantPlan) -> tuple[QuantizedLayer, ...]:

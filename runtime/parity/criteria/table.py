@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from resnet_export.runtime.parity.criteria.criterion import Criterion, Relation, hold, number
 from resnet_export.runtime.parity.measure.comparison import printable
+from resnet_export.runtime.parity.measure.image_errors import FAR, ImageErrors
 from resnet_export.runtime.parity.measure.labels import Labeled
 from resnet_export.runtime.parity.measure.metrics import Figures
 from resnet_export.runtime.parity.measure.statistics import images_needed, wilson
@@ -221,18 +222,73 @@ def _finite(evidence: Evidence) -> Found | None:
     return None if figures is None else Found(figures.non_finite, 0)
 
 
+def _by_image(evidence: Evidence) -> ImageErrors | None:
+    """Return what single images lose where that decides: where a handful of images owns the energy of the logits.
+
+    What is pooled over all logits says nothing there, and is not asked for, provided that single images are held to
+    limits.
+    """
+    figures, tolerance = evidence.compared, evidence.tolerance
+    if figures is None or figures.by_image.even or None in (tolerance.median_error, tolerance.p90_error):
+        return None
+    return figures.by_image
+
+
 def _relative_error(evidence: Evidence) -> Found | None:
     figures, limit = evidence.compared, evidence.tolerance.relative_error
-    return None if figures is None or limit is None else Found(figures.relative_error, limit, "‖a−b‖/‖b‖")
+    if figures is None or limit is None or _by_image(evidence):
+        return None
+    return Found(figures.relative_error, limit, "‖a−b‖/‖b‖")
 
 
 def _centered_cosine(evidence: Evidence) -> Found | None:
     figures, limit = evidence.compared, evidence.tolerance.centered_cosine
-    if figures is None or limit is None:
+    if figures is None or limit is None or _by_image(evidence):
         return None
     varied = figures.centered_cosine is not None or figures.non_finite == figures.images
     detail = "" if varied else "undefined, since the reference gives every image the same logits"
     return Found(figures.centered_cosine, limit, detail)
+
+
+def _median_error(evidence: Evidence) -> Found | None:
+    found, limit = _by_image(evidence), evidence.tolerance.median_error
+    if found is None or limit is None:
+        return None
+    detail = (
+        "‖a−b‖/‖b‖ of one image's logits, which half of the images stay within; a handful of images owns the energy "
+        "of all logits, so errors pooled over them are not asked for"
+    )
+    return Found(found.median_error, limit, detail)
+
+
+def _p90_error(evidence: Evidence) -> Found | None:
+    found, limit = _by_image(evidence), evidence.tolerance.p90_error
+    if found is None or limit is None:
+        return None
+    return Found(
+        found.p90_error, limit, "‖a−b‖/‖b‖ of one image's logits, which 90 % of the images stay within"
+    )
+
+
+def _p90_divergence(evidence: Evidence) -> Found | None:
+    found, limit = _by_image(evidence), evidence.tolerance.p90_divergence
+    if found is None or limit is None:
+        return None
+    detail = "KL divergence of one image's softmax in nats, which 90 % of the images stay within"
+    return Found(found.p90_divergence, limit, detail)
+
+
+def _far_images(evidence: Evidence) -> Found | None:
+    """Fail only when the 95 % Wilson interval lies above the limit as a whole, as for the agreement."""
+    found, figures, limit = _by_image(evidence), evidence.figures, evidence.tolerance.far_images
+    if found is None or figures is None or limit is None:
+        return None
+    interval = wilson(found.far, figures.images)
+    detail = (
+        f"{found.far} of {figures.images} images have an error ‖a−b‖/‖b‖ above {FAR:g}, 95 % interval "
+        f"{100 * interval.low:.2f} to {100 * interval.high:.2f} %"
+    )
+    return Found(found.far / figures.images, limit, detail, passed=interval.low <= limit)
 
 
 def _top1_agreement(evidence: Evidence) -> Found | None:
@@ -438,6 +494,35 @@ _ROWS = (
         question="Is the prediction the reference's, as far as so many images can tell?",
         relation="≥",
         find=_top1_agreement,
+        unit=FRACTION,
+    ),
+    CriterionSpec(
+        name="median_error",
+        title="median error of an image",
+        question="Are the logits of a usual image as near to the reference's as the precision allows?",
+        relation="≤",
+        find=_median_error,
+    ),
+    CriterionSpec(
+        name="p90_error",
+        title="error of an image, 90 % quantile",
+        question="Are those of most images?",
+        relation="≤",
+        find=_p90_error,
+    ),
+    CriterionSpec(
+        name="p90_divergence",
+        title="divergence of an image's softmax, 90 % quantile",
+        question="Do the probabilities of most images survive?",
+        relation="≤",
+        find=_p90_divergence,
+    ),
+    CriterionSpec(
+        name="far_images",
+        title="images whose logits are lost",
+        question="Are few images far from the reference, as far as so many images can tell?",
+        relation="≤",
+        find=_far_images,
         unit=FRACTION,
     ),
     CriterionSpec(

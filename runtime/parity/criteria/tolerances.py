@@ -57,6 +57,10 @@ class Override(Struct, frozen=True, omit_defaults=True):
     relative_error: Error | msgspec.UnsetType | None = msgspec.UNSET
     centered_cosine: Cosine | msgspec.UnsetType | None = msgspec.UNSET
     top1_agreement: Fraction | msgspec.UnsetType | None = msgspec.UNSET
+    median_error: Error | msgspec.UnsetType | None = msgspec.UNSET
+    p90_error: Error | msgspec.UnsetType | None = msgspec.UNSET
+    p90_divergence: Error | msgspec.UnsetType | None = msgspec.UNSET
+    far_images: Fraction | msgspec.UnsetType | None = msgspec.UNSET
 
 
 Overrides = Mapping[Precision, Override]

@@ -6,6 +6,7 @@ counts and the first few images whose prediction changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.bundle.manifest import Struct
 from resnet_export.runtime.errors import BackendError, DatasetError
+from resnet_export.runtime.parity.measure.image_errors import WORST, image_errors
 from resnet_export.runtime.parity.measure.labels import Labeled, Outcomes, checked_labels
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics, predictions
 from resnet_export.runtime.parity.measure.statistics import Interval, wilson
@@ -68,11 +70,65 @@ class Flip(Struct, frozen=True):
     near_tie: bool
 
 
+class WorstImage(Struct, frozen=True):
+    """An image whose logits are among the furthest from the reference's.
+
+    `error` is ‖a−b‖/‖b‖ over its logits, None where that is infinite; classes are indices, `candidate` −1 for
+    non-finite logits.
+    """
+
+    index: int
+    name: str
+    error: float | None
+    reference: int
+    candidate: int
+    label: int | None
+
+    @property
+    def sentence(self) -> str:
+        """Return "glare.jpg (error 0.95, class 3 → 5, labeled 3)"."""
+        error = "infinite" if self.error is None else f"{self.error:.2g}"
+        classes = f"class {self.reference} → {'none' if self.candidate < 0 else self.candidate}"
+        label = "" if self.label is None else f", labeled {self.label}"
+        return f"{self.name} (error {error}, {classes}{label})"
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """The worst first, and the earlier of equals."""
+        return -math.inf if self.error is None else -self.error, self.index
+
+
+def worst_images(
+    reference: ArrayLike,
+    candidate: ArrayLike,
+    labels: ArrayLike | None = None,
+    names: tuple[str, ...] = (),
+    *,
+    first: int = 0,
+) -> tuple[WorstImage, ...]:
+    """Return the `WORST` of these images, the worst first. Arguments are those of `Tally.of`."""
+    b, a = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+    found, errors = predictions(b, a), image_errors(b, a)
+    known = None if labels is None else np.asarray(labels)
+    return tuple(
+        WorstImage(
+            index=first + int(i),
+            name=printable(names[i]) if names else f"image {first + int(i)}",
+            error=float(errors[i]) if np.isfinite(errors[i]) else None,
+            reference=int(found.reference[i]),
+            candidate=int(found.candidate[i]),
+            label=None if known is None else int(known[i]),
+        )
+        for i in np.argsort(-errors, kind="stable")[:WORST]
+    )
+
+
 class Comparison(Struct, frozen=True):
     """A candidate against the reference on one set of images.
 
     `top1_interval` and `top5_interval` are 95 % Wilson intervals of the agreements in `figures`. `flips`
-    are the first of `flip_count` images whose prediction changed, in the order of the data.
+    are the first of `flip_count` images whose prediction changed, in the order of the data. `worst` are the images
+    furthest from the reference, ten at most.
     """
 
     figures: Figures
@@ -82,6 +138,7 @@ class Comparison(Struct, frozen=True):
     labeled: Labeled | None
     flips: tuple[Flip, ...]
     flip_count: int
+    worst: tuple[WorstImage, ...]
 
 
 @dataclass(frozen=True)
@@ -92,6 +149,7 @@ class Tally:
     outcomes: Outcomes | None
     flips: tuple[Flip, ...]
     flip_count: int
+    worst: tuple[WorstImage, ...]
     near_tie: float
     keep: int
 
@@ -132,6 +190,7 @@ class Tally:
                 for i in flipped[:keep]
             ),
             flip_count=len(flipped),
+            worst=worst_images(b, a, known, names, first=first),
             near_tie=near_tie,
             keep=keep,
         )
@@ -144,6 +203,7 @@ class Tally:
             outcomes=self.outcomes + other.outcomes if self.outcomes and other.outcomes else None,
             flips=(self.flips + other.flips)[: self.keep],
             flip_count=self.flip_count + other.flip_count,
+            worst=tuple(sorted(self.worst + other.worst, key=lambda image: image.order)[:WORST]),
             near_tie=self.near_tie,
             keep=self.keep,
         )
@@ -159,6 +219,7 @@ class Tally:
             labeled=self.outcomes.labeled() if self.outcomes else None,
             flips=self.flips,
             flip_count=self.flip_count,
+            worst=self.worst,
         )
 
 

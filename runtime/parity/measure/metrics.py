@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.bundle.manifest import Struct
 from resnet_export.runtime.errors import RequestError
+from resnet_export.runtime.parity.measure.image_errors import FAR, ImageErrors, Sketch, image_errors, spread
 
 # Below this share of their squared norm, the centered logits are float64 rounding and not variation: float32
 # logits that differ anywhere among a billion leave more than 1e-24, rounding of the mean less than 1e-30.
@@ -45,6 +46,8 @@ class Figures(Struct, frozen=True):
     that are not in `top1` only because the reference itself puts the two classes within the near-tie width
     of the comparison.
 
+    `by_image` is what single images lose, each of which weighs the same.
+
     `reference_spread` is ‖b−m‖/‖b‖, m being the mean of b over the images: zero when the reference gives every
     image the same logits, None when they are all zero.
     """
@@ -64,6 +67,7 @@ class Figures(Struct, frozen=True):
     near_tie_flips: int
     reference_classes: int
     candidate_classes: int
+    by_image: ImageErrors
     reference_spread: float | None = None
 
     @property
@@ -131,6 +135,11 @@ class Metrics:
     near_tie_flips: int
     seen_b: NDArray[np.bool_]  # [C]
     seen_a: NDArray[np.bool_]  # [C]
+    errors: Sketch  # of the images' ‖a−b‖/‖b‖
+    divergences: Sketch
+    far: int
+    sum_energy: float  # Σ e over all images, e = ‖b‖² of each
+    sum_energy_squared: float
 
     @classmethod
     def of(cls, reference: ArrayLike, candidate: ArrayLike, near_tie: float = 0.0) -> Metrics:
@@ -150,6 +159,8 @@ class Metrics:
         seen_a[found.candidate[finite]] = True
 
         images = len(b)
+        errors = image_errors(b, a)
+        energies = np.square(b).sum(axis=1)
         b, a = b[finite], a[finite]
         count = len(b)
         difference = a - b
@@ -157,6 +168,9 @@ class Metrics:
         mean_b = b.mean(axis=0) if count else np.zeros(classes)
         mean_a = a.mean(axis=0) if count else np.zeros(classes)
         centered_b, centered_a = b - mean_b, a - mean_a
+        kl = _kl(b, a)
+        divergences = np.full(images, np.inf)
+        divergences[finite] = kl
         return cls(
             classes=classes,
             images=images,
@@ -172,12 +186,17 @@ class Metrics:
             centered_bb=inner(centered_b, centered_b),
             centered_aa=inner(centered_a, centered_a),
             centered_ab=inner(centered_a, centered_b),
-            sum_kl=float(_kl(b, a).sum()),
+            sum_kl=float(kl.sum()),
             top1=int((found.rank < 1).sum()),
             top5=int((found.rank < 5).sum()),
             near_tie_flips=int((found.flipped & (found.margin <= near_tie)).sum()),
             seen_b=seen_b,
             seen_a=seen_a,
+            errors=Sketch.of(errors),
+            divergences=Sketch.of(divergences),
+            far=int((errors > FAR).sum()),
+            sum_energy=float(energies.sum()),
+            sum_energy_squared=inner(energies, energies),
         )
 
     def __add__(self, other: Metrics) -> Metrics:
@@ -212,6 +231,11 @@ class Metrics:
             near_tie_flips=self.near_tie_flips + other.near_tie_flips,
             seen_b=self.seen_b | other.seen_b,
             seen_a=self.seen_a | other.seen_a,
+            errors=self.errors + other.errors,
+            divergences=self.divergences + other.divergences,
+            far=self.far + other.far,
+            sum_energy=self.sum_energy + other.sum_energy,
+            sum_energy_squared=self.sum_energy_squared + other.sum_energy_squared,
         )
 
     def result(self) -> Figures:
@@ -238,6 +262,13 @@ class Metrics:
             near_tie_flips=self.near_tie_flips,
             reference_classes=int(self.seen_b.sum()),
             candidate_classes=int(self.seen_a.sum()),
+            by_image=ImageErrors(
+                median_error=self.errors.within(0.5),
+                p90_error=self.errors.within(0.9),
+                p90_divergence=self.divergences.within(0.9),
+                far=self.far,
+                spread=spread(self.sum_energy, self.sum_energy_squared, self.images),
+            ),
             reference_spread=math.sqrt(self.centered_bb / self.sum_bb) if self.sum_bb > 0 else None,
         )
 

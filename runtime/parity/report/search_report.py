@@ -10,6 +10,8 @@ import math
 from typing import Literal
 
 from resnet_export.runtime.bundle.manifest import Struct
+from resnet_export.runtime.parity.measure.comparison import WorstImage
+from resnet_export.runtime.parity.measure.image_errors import ImageErrors
 
 ImprovementName = Literal["equalization", "bias correction", "rounding"]
 
@@ -19,8 +21,10 @@ class Validation(Struct, frozen=True):
 
     `snr_db` is that of the logits, and None where they are equal or not finite; `non_finite` counts images with
     NaN or infinite logits. `agreement` is the top-1 agreement in percent. With labels, `accuracy_drop` is in
-    percentage points, positive where accuracy was lost. `outside` are the limits that do not hold, as "centered
-    cosine similarity 0.93, expected ≥ 0.995".
+    percentage points, positive where accuracy was lost. `by_image` is what single images lose, and what graphs are
+    compared by. `outside` are the limits that do not hold, as "centered cosine similarity 0.93, expected ≥ 0.995".
+    `worst` names the images that are furthest from the float network, the worst first, where some are far from it or a
+    handful owns the energy of the logits.
     """
 
     images: int
@@ -29,25 +33,30 @@ class Validation(Struct, frozen=True):
     centered_cosine: float | None
     agreement: float
     accuracy_drop: float | None
+    by_image: ImageErrors
     outside: tuple[str, ...]
+    worst: tuple[WorstImage, ...] = ()
 
     @property
     def noise(self) -> float:
-        """The squared error relative to the float logits' square: 0 where they are equal, inf if not finite."""
-        if self.non_finite:
-            return math.inf
-        return 0.0 if self.snr_db is None else 10 ** (-self.snr_db / 10)
+        """The squared error of an image relative to its float logits': 0 where they are equal, inf if not finite."""
+        return math.inf if self.non_finite else self.by_image.noise
 
     @property
     def decibels(self) -> float:
-        """The SNR in dB, with ±inf for equal and for non-finite logits."""
+        """The SNR of an image in dB, with ±inf for equal and for non-finite logits."""
         if self.noise == 0:
             return math.inf
-        return -math.inf if self.non_finite else -10 * math.log10(self.noise)
+        return -math.inf if math.isinf(self.noise) else -10 * math.log10(self.noise)
+
+    @property
+    def finite_decibels(self) -> float | None:
+        """`decibels`, None where they are infinite."""
+        return self.decibels if math.isfinite(self.decibels) else None
 
 
 class Improvement(Struct, frozen=True):
-    """One improvement: the logits' SNR on the held-out images without and with it, per target.
+    """One improvement: an image's SNR (`Validation.decibels`) on the held-out images, without and with it.
 
     Everything else was the same: ranges by `method`, the improvements before it done and those after it not. `used`
     says whether it is in the plan, `note` why not, or anything else worth knowing.
@@ -96,7 +105,7 @@ class QuantizedLayer(Struct, frozen=True):
 class LayerSensitivity(Struct, frozen=True):
     """What quantizing one layer alone does to the logits of one target's graph.
 
-    `noise` is the squared error relative to the float logits' square, None where logits are not finite;
+    `noise` is `Validation.noise`, None where logits are not finite;
     `agreement` and `accuracy_drop` as in `Validation`; `multiply_adds` is the layer's share of the network's.
     """
 

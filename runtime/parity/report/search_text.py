@@ -26,7 +26,7 @@ def sentences(found: SearchReport) -> tuple[str, ...]:
 def _sentences(found: SearchReport) -> Iterator[str]:
     if found.methods:
         yield (
-            f"calibration method: {found.method} was chosen; SNR of the logits in dB, "
+            f"calibration method: {found.method} was chosen; SNR of an image's logits in dB, "
             f"{'; '.join(_tried_methods(found))}"
         )
     yield from map(_improvement, found.steps)
@@ -34,6 +34,12 @@ def _sentences(found: SearchReport) -> Iterator[str]:
     for ranking in found.rankings:
         worst = ", ".join(map(_sensitivity, ranking.layers[:_SHOWN]))
         yield f"int8.{ranking.target}: most sensitive layers, each quantized alone: {worst}"
+    for verdict in found.verdicts:
+        if not verdict.validation.by_image.even:
+            yield (
+                f"int8.{verdict.target}: a handful of images owns the energy of the logits, so single images' errors "
+                f"decide; the furthest are {', '.join(one.sentence for one in verdict.validation.worst)}"
+            )
     yield from found.notices
 
 
@@ -52,7 +58,7 @@ def _improvement(step: Improvement) -> str:
     text = f"{step.name} was {'used' if step.used else 'not used'}"
     if step.before_db:
         gains = " / ".join(_decibels(gain, sign="+") for gain in step.gain_db.values())
-        text += f"; it changes the SNR of the logits by {gains} dB ({' / '.join(step.gain_db)})"
+        text += f"; it changes the SNR of an image's logits by {gains} dB ({' / '.join(step.gain_db)})"
     return f"{text}: {step.note}" if step.note else text
 
 
@@ -80,7 +86,7 @@ def _sensitivity(layer: LayerSensitivity) -> str:
 
 
 def _decibels_of(results: Mapping[str, Validation]) -> str:
-    return " / ".join(_decibels(one.snr_db) for one in results.values())
+    return " / ".join(_decibels(one.finite_decibels) for one in results.values())
 
 
 def _decibels(value: float | None, *, sign: str = "") -> str:

@@ -80,6 +80,7 @@ def details(report: ParityReport) -> Iterator[tuple[str, list[str]]]:
         ("Outside tolerance", _failures(report)),
         ("Error attribution", (found.sentence for found in attributions if found)),
         ("Layers", _layers(report)),
+        ("Images furthest from the reference", _worst(report)),
         ("INT8", () if report.int8 is None else sentences(report.int8)),
         ("Notes", _notes(report)),
         ("Skipped", _skipped(report)),
@@ -144,6 +145,16 @@ def _layers(report: ParityReport) -> Iterator[str]:
             figure = "" if layer.local_error is None else f"error {layer.local_error:.1e} by itself"
             yield f"{found.artifact}, worst {place}: {titled(layer)}: {layer.reason or figure}"
         yield from (f"{found.artifact}: {note}" for note in found.notes)
+
+
+def _worst(report: ParityReport) -> Iterator[str]:
+    """Yield the images furthest from the reference where a handful owns the energy of the logits."""
+    for entry in report.entries:
+        for check in entry.checks:
+            if any(criterion.name == "median_error" for criterion in check.criteria):
+                where = "golden images" if check.images == "golden" else report.asked.data
+                named = ", ".join(image.sentence for image in check.comparison.worst)
+                yield f"{entry.title}, {where}: {named}"
 
 
 def _failures(report: ParityReport) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -107,6 +108,60 @@ def test_each_limit_that_is_set_is_one_criterion_and_the_finite_check_always_is(
         "centered_cosine",
         "top1_agreement",
     ]
+
+
+IMAGES = Tolerance(
+    relative_error=0.1,
+    centered_cosine=0.99,
+    median_error=0.1,
+    p90_error=0.2,
+    p90_divergence=0.05,
+    far_images=0.05,
+)
+
+
+def handful(images: int, lost: int, error: float = 0.01) -> Figures:
+    """Two images of the handful that owns the energy, `lost` that keep nothing of their logits."""
+    b = np.random.default_rng(0).normal(size=(images, 10))
+    b[:2] *= 100
+    a = b * (1 + error)
+    a[:lost] = 0
+    return compare(b, a).figures
+
+
+def test_where_a_handful_of_images_owns_the_energy_single_images_decide_in_place_of_what_is_pooled() -> None:
+    even = judge(flipped(10, 0).figures, IMAGES)
+    assert [c.name for c in even] == ["finite", "relative_error", "centered_cosine"]
+    uneven = judge(handful(100, 2), IMAGES)
+    names = ["finite", "median_error", "p90_error", "p90_divergence", "far_images"]
+    assert [c.name for c in uneven] == names
+    assert all(c.passed for c in uneven)
+    assert "a handful of images owns the energy" in uneven[1].detail
+
+
+def test_without_limits_on_single_images_the_pooled_figures_decide_everywhere() -> None:
+    pooled = msgspec.structs.replace(IMAGES, median_error=None)
+    failed = [c.name for c in judge(handful(100, 2), pooled) if not c.passed]
+    assert failed == ["relative_error", "centered_cosine"]
+
+
+@pytest.mark.parametrize(
+    ("images", "lost", "broken"),
+    [
+        (1000, 20, set()),  # 2 %
+        (1000, 80, {"far_images"}),  # 8 %: more than a handful, though 90 % stay within the other limits
+        (20, 2, set()),  # 10 % of 20 can come from 5 %
+        (20, 8, {"p90_error", "far_images"}),
+    ],
+)
+def test_a_handful_may_be_lost_and_more_may_not(images: int, lost: int, broken: set[str]) -> None:
+    found = judge(handful(images, lost), msgspec.structs.replace(IMAGES, p90_divergence=None))
+    assert {c.name for c in found if not c.passed} == broken
+
+
+def test_an_error_that_all_images_have_fails_the_median() -> None:
+    failed = {c.name for c in judge(handful(100, 0, error=0.15), IMAGES) if not c.passed}
+    assert failed == {"median_error"}
 
 
 def test_nan_fails_even_where_every_other_limit_holds() -> None:
