@@ -276,6 +276,7 @@ def write_rest(
         net=job.net,
         batch=job.spec.batch,
         preprocessing=job.preprocessing,
+        outputs=golden.shipped.specs,
         graphs=graphs,
         artifacts=(
             *(artifact for artifact, _ in written),

@@ -37,7 +37,7 @@ def cache_key(manifest: Manifest, artifact: Artifact, route: Route, choice: Choi
     depends_on = {
         "artifact": artifact.sha256,
         "input": manifest.input,
-        "output": manifest.output,
+        "outputs": manifest.outputs,
         "batch": manifest.batch,
         "backend": [route.backend, route.provider, choice.precision],
         "packages": host.packages,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from resnet_export.runtime.backends.protocol import Backend, DeviceBackend, OpenRequest
 from resnet_export.runtime.backends.routes import find_route, open_backend
 from resnet_export.runtime.batching import BatchingSpec, MicroBatcher
-from resnet_export.runtime.bundle.manifest import BatchRange, Manifest, TensorSpec, read_artifact
+from resnet_export.runtime.bundle.manifest import LOGITS, BatchRange, Manifest, TensorSpec, read_artifact
 from resnet_export.runtime.bundle.recovery import locate
 from resnet_export.runtime.errors import BackendError, NoBackendError, RequestError
 from resnet_export.runtime.kernel_cache import open_cache
@@ -80,42 +80,46 @@ class LoadedModel:
             for item in self._trace
         )
 
-    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
-        """Return the logits, float32 [N, classes], of a batch that has yet to be checked."""
+    def run(self, batch: np.ndarray, names: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
+        """Return the outputs of these names, float32 [N, …], of a batch that has yet to be checked."""
+        specs = [self.manifest.output(name) for name in names]
         _check_batch(batch, self.manifest.input)
         limits = self._backend.batch
         if limits is None or limits.min <= len(batch) <= limits.max:
-            logits = self._backend.run(np.ascontiguousarray(batch))
+            outputs = self._backend.run(np.ascontiguousarray(batch), names)
         else:
-            logits = self._run_pieces(batch, limits)
-        expected = (len(batch), self.manifest.model.num_classes)
-        if logits.shape != expected:
-            raise BackendError(
-                f"the artifact returned logits {list(logits.shape)}, expected {list(expected)}; "
-                "export the bundle again"
-            )
-        return logits
+            outputs = self._run_pieces(batch, names, limits)
+        for spec, values in zip(specs, outputs, strict=True):
+            expected = (len(batch), *spec.rest)
+            if values.shape != expected:
+                raise BackendError(
+                    f"the artifact returned {spec.name} {list(values.shape)}, expected {list(expected)}; "
+                    "export the bundle again"
+                )
+        return outputs
 
-    def run_on_device(self, batch: Any) -> Any:
-        """Return the logits, on the GPU, of a batch that lies there."""
+    def run_on_device(self, batch: Any, names: Sequence[str]) -> tuple[Any, ...]:
+        """Return the outputs of these names, on the GPU, of a batch that lies there."""
+        for name in names:
+            self.manifest.output(name)
         if not isinstance(self._backend, DeviceBackend):
             raise RequestError(
                 f"{self._backend.provider} takes arrays in host memory only; use run(), or an engine with "
                 "backend='tensorrt'"
             )
-        return self._backend.run_on_device(batch)
+        return self._backend.run_on_device(batch, names)
 
     def classify(self, requests: Sequence[Request]) -> list[list[Prediction] | BackendError]:
         """Return the labels of each image, run as one batch, or the error that concerns it alone."""
         crops = np.stack([request.crop for request in requests])
-        logits = self.run(to_input(crops, self.manifest.preprocessing))
+        (logits,) = self.run(to_input(crops, self.manifest.preprocessing), (LOGITS,))
         return [self._label(row, request.top) for row, request in zip(logits, requests, strict=True)]
 
     def warmup(self) -> None:
         """Run a batch of 1 and one of `batch.opt` images of zeros."""
         zeros = np.zeros(self.manifest.preprocessing.crop_shape, np.uint8)
         for size in sorted({1, self.manifest.batch.opt}):
-            self.run(to_input(np.stack([zeros] * size), self.manifest.preprocessing))
+            self.run(to_input(np.stack([zeros] * size), self.manifest.preprocessing), (LOGITS,))
 
     def close(self) -> None:
         """Complete what was submitted, and free the engine; no call may be under way. Twice is harmless."""
@@ -131,15 +135,17 @@ class LoadedModel:
         except BackendError as error:
             return error
 
-    def _run_pieces(self, batch: np.ndarray, limits: BatchRange) -> NDArray[np.float32]:
-        parts = []
+    def _run_pieces(
+        self, batch: np.ndarray, names: Sequence[str], limits: BatchRange
+    ) -> tuple[NDArray[np.float32], ...]:
+        parts: list[list[NDArray[np.float32]]] = []
         for start in range(0, len(batch), limits.max):
             piece = batch[start : start + limits.max]
             missing = max(limits.min - len(piece), 0)
             # Images do not influence each other, so any image will do to reach the smallest batch.
             filled = np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)])
-            parts.append(self._backend.run(filled)[: len(piece)])
-        return np.concatenate(parts)
+            parts.append([values[: len(piece)] for values in self._backend.run(filled, names)])
+        return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
 
 
 def load_model(
@@ -197,7 +203,7 @@ def _open_choice(
         data=read_artifact(path, artifact, manifest.input.shape),
         artifact=artifact,
         input=manifest.input,
-        output=manifest.output,
+        outputs=manifest.outputs,
         batch=manifest.batch,
         provider=choice.provider,
         precision=choice.precision,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.runtime.batching import BatchingSpec
-from resnet_export.runtime.bundle.manifest import Manifest, Preprocessing, read_manifest, read_stable
+from resnet_export.runtime.bundle.manifest import LOGITS, Manifest, Preprocessing, read_manifest, read_stable
 from resnet_export.runtime.errors import ImageError, RequestError, ResnetExportError, SessionClosedError
 from resnet_export.runtime.image_stream import chunks, map_ahead
 from resnet_export.runtime.loaded_model import LoadedModel, Request, describe, load_model
@@ -173,7 +173,22 @@ class Session:
             SessionClosedError: the session is closed, or this process is a fork of the one that opened it.
         """
         with self._served.use() as model:
-            return model.run(batch)
+            return model.run(batch, (LOGITS,))[0]
+
+    def run_outputs(
+        self, batch: NDArray[np.float32] | NDArray[np.uint8], names: Sequence[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return outputs of a batch by name: float32 [N, …] each, in memory of their own, from one run.
+
+        Args:
+            batch: as for `run`.
+            names: which of the manifest's `outputs` ("logits", "embedding", "c5", …); None means all of them.
+
+        Raises what `run` does, and RequestError for a name that is not among the outputs.
+        """
+        with self._served.use() as model:
+            wanted = _names(names, model.manifest)
+            return dict(zip(wanted, model.run(batch, wanted), strict=True))
 
     def run_on_device(self, batch: Any) -> Any:
         """Return the logits of a batch that lies on the GPU: float32 [N, classes] there, nothing is copied.
@@ -188,7 +203,16 @@ class Session:
             SessionClosedError: the session is closed.
         """
         with self._served.use() as model:
-            return model.run_on_device(batch)
+            return model.run_on_device(batch, (LOGITS,))[0]
+
+    def run_outputs_on_device(self, batch: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return outputs of a batch that lies on the GPU by name: float32 [N, …] there, nothing is copied.
+
+        `batch` is as for `run_on_device`, `names` as for `run_outputs`. Raises what these raise.
+        """
+        with self._served.use() as model:
+            wanted = _names(names, model.manifest)
+            return dict(zip(wanted, model.run_on_device(batch, wanted), strict=True))
 
     def preprocess(
         self, image: ImageSource, *, color: ColorOrder | None = None
@@ -525,6 +549,15 @@ def _log_reload(error: ResnetExportError | None) -> None:
         logger.info("the session serves a new bundle")
     else:
         logger.warning("the session goes on with the bundle that it has: %s", error)
+
+
+def _names(names: Sequence[str] | None, manifest: Manifest) -> tuple[str, ...]:
+    """Return the outputs that are asked for, each once."""
+    if isinstance(names, str):
+        raise RequestError(f"names is {names!r}, expected several; put it in a list")
+    return tuple(
+        dict.fromkeys(output.name for output in manifest.outputs) if names is None else dict.fromkeys(names)
+    )
 
 
 def _check_top(top: int) -> None:

@@ -37,13 +37,23 @@ def logits(images: NDArray[Any]) -> NDArray[np.float32]:
     return means[:, None] * np.arange(1, CLASSES + 1, dtype=np.float32)
 
 
+def computed(name: str, images: NDArray[Any]) -> NDArray[np.float32]:
+    """What the doubles compute as the output `name`; any but the logits is a vector of one mean an image."""
+    values = logits(images)
+    return values if name == "logits" else np.ascontiguousarray(values[:, :1])
+
+
 @dataclass
 class Behaviour:
-    """What the doubles shall do. `refuse` holds the names of methods that return False from now on."""
+    """What the doubles shall do.
+
+    `outputs` are those of the engine; `refuse` holds the names of methods that return False from now on.
+    """
 
     cuda: FakeCuda
     input_shape: tuple[int, ...] = (-1, 3, 4, 4)
     dtype: str = "FLOAT"
+    outputs: tuple[str, ...] = ("logits",)
     profiles: tuple[tuple[int, int, int], ...] = ((1, 4, 8),)
     loads: bool = True
     refuse: set[str] = field(default_factory=set)
@@ -111,16 +121,23 @@ class FakeLibrary:
         return self.engine()
 
     def engine(self) -> Any:
-        """An ICudaEngine with one input and one output."""
+        """An ICudaEngine with one input."""
         how = self.behavior
         engine = self.api.double("ICudaEngine")
         modes, types = self.TensorIOMode, self.DataType
-        engine.num_io_tensors = 2
+        engine.num_io_tensors = 1 + len(how.outputs)
         engine.num_optimization_profiles = len(how.profiles)
-        engine.get_tensor_name.side_effect = ("input", "logits").__getitem__
-        engine.get_tensor_mode.side_effect = {"input": modes.INPUT, "logits": modes.OUTPUT}.__getitem__
-        engine.get_tensor_dtype.side_effect = {"input": types[how.dtype], "logits": types.FLOAT}.__getitem__
-        engine.get_tensor_shape.side_effect = {"input": how.input_shape, "logits": (-1, CLASSES)}.__getitem__
+        engine.get_tensor_name.side_effect = ("input", *how.outputs).__getitem__
+        engine.get_tensor_mode.side_effect = (
+            dict.fromkeys(how.outputs, modes.OUTPUT) | {"input": modes.INPUT}
+        ).__getitem__
+        engine.get_tensor_dtype.side_effect = (
+            dict.fromkeys(how.outputs, types.FLOAT) | {"input": types[how.dtype]}
+        ).__getitem__
+        engine.get_tensor_shape.side_effect = (
+            {name: (-1, CLASSES if name == "logits" else 1) for name in how.outputs}
+            | {"input": how.input_shape}
+        ).__getitem__
         engine.get_tensor_profile_shape.side_effect = lambda _, index: [
             (batch, *how.input_shape[1:]) for batch in how.profiles[index]
         ]
@@ -200,8 +217,10 @@ class FakeLibrary:
         dtype = np.dtype(np.float32 if self.behavior.dtype == "FLOAT" else np.uint8)
         size = int(np.prod(shape)) * dtype.itemsize
         images = np.frombuffer(ctypes.string_at(addresses["input"], size), dtype).reshape(shape)
-        result = logits(images).tobytes()
-        ctypes.memmove(addresses["logits"], result, len(result))
+        assert addresses.keys() == {"input", *self.behavior.outputs}, "an engine writes every output it has"
+        for name in self.behavior.outputs:
+            result = computed(name, images).tobytes()
+            ctypes.memmove(addresses[name], result, len(result))
 
     # The builder's side.
 

@@ -64,7 +64,7 @@ def manifest(version: int, files: dict[str, bytes] | None = None) -> Manifest:
         ),
         graph=GraphInfo(layers_in_series=18, multiply_adds=1_000_000),
         input=TensorSpec(name="input", dtype="float32", layout="NCHW", shape=("N", 3, SIDE, SIDE)),
-        output=TensorSpec(name="logits", dtype="float32", layout="NC", shape=("N", CLASSES)),
+        outputs=(TensorSpec(name="logits", dtype="float32", layout="NC", shape=("N", CLASSES)),),
         batch=BatchRange(min=1, opt=2, max=4),
         preprocessing=Preprocessing(resize=9, crop=SIDE),
         labels=("tench", "goldfish", "great white shark", "tiger shark", "hammerhead, Zygaena"),

@@ -56,7 +56,19 @@ def images(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return coarse.repeat(4, axis=1).repeat(4, axis=2)
 
 
-def graph(variant: Variant = FP32, *, uint8: bool = False, batch: int | str = "N", seed: int = 0) -> bytes:
+EMBEDDING = TensorSpec(name="embedding", dtype="float32", layout="NC", shape=("N", CHANNELS))
+C2 = TensorSpec(name="c2", dtype="float32", layout="NCHW", shape=("N", CHANNELS, SIDE, SIDE))
+"""Further outputs, of graphs and manifests that are `further`."""
+
+
+def graph(
+    variant: Variant = FP32,
+    *,
+    uint8: bool = False,
+    batch: int | str = "N",
+    seed: int = 0,
+    further: bool = False,
+) -> bytes:
     """The network as a serialized ONNX model, with the same weights in every variant."""
     net = _Net(np.float16 if variant.precision == Precision.FP16 or variant == INT8 else np.float32)
     draw = np.random.default_rng(seed)
@@ -83,7 +95,13 @@ def graph(variant: Variant = FP32, *, uint8: bool = False, batch: int | str = "N
         x = net.add("Conv", x, kernel, net.constant(bias.astype(net.dtype)), pads=[1, 1, 1, 1])
         x = net.add("Relu", x)
         width = CHANNELS
+    outputs = {"logits": [batch, CLASSES]}
+    if further:
+        outputs |= {spec.name: [batch, *spec.rest] for spec in (C2, EMBEDDING)}  # not in the manifest's order
+        net.add("Cast", x, output="c2", to=TensorProto.FLOAT)
     x = net.add("Flatten", net.add("GlobalAveragePool", x))
+    if further:
+        net.add("Cast", x, output="embedding", to=TensorProto.FLOAT)
     classifier = draw.normal(size=(CHANNELS, CLASSES)) * 10
     x = net.add("Gemm", x, net.constant(classifier.astype(net.dtype)))
     if net.dtype is np.float16:
@@ -96,7 +114,10 @@ def graph(variant: Variant = FP32, *, uint8: bool = False, batch: int | str = "N
             net.nodes,
             "tiny",
             [helper.make_tensor_value_info("input", kind, shape)],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, CLASSES])],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in outputs.items()
+            ],
             net.initializers,
         ),
         opset_imports=[helper.make_opsetid("", 20)],
@@ -116,7 +137,7 @@ def graph_that_engines_refuse() -> bytes:
     return data
 
 
-def manifest(artifacts: Sequence[Artifact], *, uint8: bool = False) -> Manifest:
+def manifest(artifacts: Sequence[Artifact], *, uint8: bool = False, further: bool = False) -> Manifest:
     """A manifest of the tiny network with these artifacts."""
     shape = ("N", SIDE, SIDE, 3) if uint8 else ("N", 3, SIDE, SIDE)
     return Manifest(
@@ -134,14 +155,23 @@ def manifest(artifacts: Sequence[Artifact], *, uint8: bool = False) -> Manifest:
             layout="NHWC" if uint8 else "NCHW",
             shape=shape,
         ),
-        output=TensorSpec(name="logits", dtype="float32", layout="NC", shape=("N", CLASSES)),
+        outputs=(
+            TensorSpec(name="logits", dtype="float32", layout="NC", shape=("N", CLASSES)),
+            *((EMBEDDING, C2) if further else ()),
+        ),
         batch=BatchRange(min=1, opt=4, max=8),
         preprocessing=Preprocessing(resize=SIDE, crop=SIDE, in_graph=uint8),
         labels=LABELS,
         tolerances={},
         artifacts=tuple(artifacts),
         golden=GoldenInfo(
-            file="golden.npz", bytes=1, sha256="0" * 64, count=1, source="bundled", stages=("eager",)
+            file="golden.npz",
+            bytes=1,
+            sha256="0" * 64,
+            count=1,
+            source="bundled",
+            stages=("eager",),
+            outputs={"embedding": 1, "c2": 1} if further else {},
         ),
         modules={},
         provenance=Provenance(created="2026-01-01T00:00:00+00:00", versions={}, exporter="dynamo", opset=20),
@@ -172,6 +202,7 @@ def write(
     variants: Sequence[Variant] = (FP32,),
     *,
     uint8: bool = False,
+    further: bool = False,
     graphs: dict[str, bytes] | None = None,
     parity: dict[str, tuple[Verdict, ...]] | None = None,
 ) -> Path:
@@ -179,11 +210,11 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for variant in variants:
-        data = (graphs or {}).get(variant.name) or graph(variant, uint8=uint8)
+        data = (graphs or {}).get(variant.name) or graph(variant, uint8=uint8, further=further)
         entry = artifact(variant, data, (parity or {}).get(variant.name, ()))
         (folder / entry.file).write_bytes(data)
         entries.append(entry)
-    (folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest(entries, uint8=uint8)))
+    (folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest(entries, uint8=uint8, further=further)))
     return folder
 
 

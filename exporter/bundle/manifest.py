@@ -9,7 +9,6 @@ from importlib import metadata
 
 import msgspec
 
-from resnet_export.exporter.graph.exported_graph import LOGITS
 from resnet_export.exporter.graph.facts import count_graph
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact
 from resnet_export.exporter.models.classifier import Classifier
@@ -53,6 +52,7 @@ class Contents:
     net: Classifier
     batch: BatchRange
     preprocessing: Preprocessing
+    outputs: tuple[TensorSpec, ...]
     graphs: tuple[GraphArtifact, ...]
     artifacts: tuple[Artifact, ...]
     golden: GoldenInfo
@@ -77,7 +77,7 @@ def describe(contents: Contents, report: ParityReport | None = None) -> Manifest
         model=net.info,
         graph=facts,
         input=contents.preprocessing.input_spec,
-        output=TensorSpec(name=LOGITS, dtype="float32", layout="NC", shape=("N", net.info.num_classes)),
+        outputs=contents.outputs,
         batch=contents.batch,
         preprocessing=contents.preprocessing,
         labels=net.labels,
@@ -121,6 +121,7 @@ def golden_info(file: FileInfo, golden: Golden, *, bundled: bool) -> GoldenInfo:
         count=len(golden.images),
         source="bundled" if bundled else "calibration",
         stages=tuple(sorted(golden.logits)),
+        outputs={name: len(golden.outputs[name]) for name in sorted(golden.outputs)},
         sample_bytes=None if golden.sample is None else len(golden.sample.file),
     )
 

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.runtime.bundle.manifest import LOGITS
 
 __all__ = [
     "BATCH_AXIS",
@@ -33,9 +34,6 @@ IR_VERSION = 9
 
 INPUT = "input"
 BATCH_AXIS = "N"
-
-LOGITS = "logits"
-"""The name of the output that every network has, and always the first."""
 
 
 Exporter = Literal["dynamo", "torchscript", "onnx"]

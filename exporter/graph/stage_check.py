@@ -13,8 +13,9 @@ import onnx
 from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.exporter.graph.exported_graph import LOGITS, OnnxNetwork, serialize
-from resnet_export.runtime.bundle.manifest import BatchRange
+from resnet_export.exporter.graph.exported_graph import OnnxNetwork, serialize
+from resnet_export.runtime.bundle.manifest import LOGITS, BatchRange, TensorSpec
+from resnet_export.runtime.bundle.schema import OUTPUT_LAYOUTS
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.parity.measure.metrics import relative_error
 from resnet_export.runtime.progress import Progress, silent
@@ -57,6 +58,19 @@ class Reference:
     def logits(self) -> NDArray[np.float32]:
         """The logits, float32 [M, classes]."""
         return self.outputs[LOGITS]
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """What the manifest says of the outputs."""
+        return tuple(
+            TensorSpec(
+                name=name,
+                dtype="float32",
+                layout=OUTPUT_LAYOUTS[values.ndim],
+                shape=("N", *values.shape[1:]),
+            )
+            for name, values in self.outputs.items()
+        )
 
     def rows(self, start: int, count: int) -> NDArray[np.intp]:
         """Return `count` row numbers from `start` on, beginning again after the last.
@@ -128,11 +142,15 @@ def _named(found: object) -> dict[str, Any]:
     from torch import Tensor
 
     outputs: dict[str, Any] = found if isinstance(found, dict) else {LOGITS: found}
-    wrong = [name for name, value in outputs.items() if not isinstance(value, Tensor)]
+    wrong = [
+        name
+        for name, value in outputs.items()
+        if not isinstance(value, Tensor) or value.ndim not in OUTPUT_LAYOUTS or name == "input"
+    ]
     if wrong or next(iter(outputs), None) != LOGITS or outputs[LOGITS].ndim != 2:
         raise ExportError(
-            f"the network returns {_words(found)}, expected logits [N, classes], or a dictionary of tensors with "
-            f"{LOGITS!r} first; wrap it in a module that returns one of them"
+            f"the network returns {_words(found)}, expected logits [N, classes], or a dictionary of tensors of 2 to 4 "
+            f"axes with {LOGITS!r} first; wrap it in a module that returns one of them"
         )
     return outputs
 

@@ -6,8 +6,9 @@ A thread borrows a context for one call. An error in a context ends that context
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,21 +21,23 @@ from resnet_export.runtime.errors import BackendError, SessionClosedError
 
 @dataclass(frozen=True)
 class EngineShape:
-    """What an execution context must know of its engine: tensor names, types and shapes without the batch axis."""
+    """What an execution context must know of its engine: tensor names, types and shapes without the batch axis.
+
+    `outputs` has the shape of each output, in the manifest's order.
+    """
 
     input: str
-    output: str
     input_rest: tuple[int, ...]
-    output_rest: tuple[int, ...]
     dtype: np.dtype[Any]
+    outputs: Mapping[str, tuple[int, ...]]
 
     def input_bytes(self, batch: int) -> int:
         """The size of `batch` images."""
-        return batch * int(np.prod(self.input_rest)) * self.dtype.itemsize
+        return batch * math.prod(self.input_rest) * self.dtype.itemsize
 
-    def output_bytes(self, batch: int) -> int:
-        """The size of the float32 logits of `batch` images."""
-        return batch * int(np.prod(self.output_rest)) * 4
+    def output_bytes(self, name: str, batch: int) -> int:
+        """The size of the float32 output `name` of `batch` images."""
+        return batch * math.prod(self.outputs[name]) * 4
 
 
 class NativeContext(Protocol):
@@ -50,8 +53,8 @@ class ExecutionContext:
     """One execution context with all that it needs. Used by one thread at a time.
 
     A graph captured for one shape must not be used after the context was given another one, so a context keeps
-    the shape it had last and captures a graph when that shape comes a second time (the first run of a shape
-    may set things up that a graph cannot record).
+    the shape it had last, with the outputs that it copies to the host, and captures a graph when that shape comes a
+    second time (the first run of a shape may set things up that a graph cannot record).
     """
 
     def __init__(self, cuda: Cuda, context: NativeContext, engine: EngineShape, *, graphs: bool) -> None:
@@ -63,18 +66,22 @@ class ExecutionContext:
         self._graphs = graphs
         self._graph: Any = None
         self._profile = 0
+        self._copied: tuple[str, ...] = ()
         self._runs = 0
         self._capacity = 0
         self._buffers: list[tuple[Callable[[int], None], int]] = []
         self._stream: Any = None
         self._stream = cuda.create_stream()
 
-    def run(self, images: NDArray[Any], profile: int) -> NDArray[np.float32]:
-        """Return the logits, float32 [N, classes], of images [N, ...] in host memory."""
+    def run(
+        self, images: NDArray[Any], profile: int, outputs: tuple[str, ...]
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Return the outputs of these names, float32 [N, …], of images [N, ...] in host memory."""
         batch = len(images)
         self._reserve(batch)
-        if batch != self.batch or profile != self._profile:
+        if (batch, profile, outputs) != (self.batch, self._profile, self._copied):
             self._shape(batch, profile, self._device_in, self._device_out)
+            self._copied = outputs
         if self._graphs and self._graph is None and self._runs == 1:
             self._capture()
         shape = (batch, *self._engine.input_rest)
@@ -85,12 +92,17 @@ class ExecutionContext:
             self._enqueue()
         self._cuda.synchronize(self._stream)
         self._runs += 1
-        logits = host_view(self._pinned_out, (batch, *self._engine.output_rest), np.dtype(np.float32))
-        return logits.copy()
+        shapes = self._engine.outputs
+        return tuple(
+            host_view(self._pinned_out[name], (batch, *shapes[name]), np.dtype(np.float32)).copy()
+            for name in outputs
+        )
 
-    def run_on_device(self, images: int, logits: int, batch: int, profile: int) -> None:
-        """Compute from device memory at `images` into device memory at `logits`; done when this returns."""
-        self._shape(batch, profile, images, logits)
+    def run_on_device(self, images: int, outputs: Mapping[str, int], batch: int, profile: int) -> None:
+        """Compute from device memory at `images` into device memory at `outputs`, which has an address for each output
+        of the engine; done when this returns.
+        """
+        self._shape(batch, profile, images, outputs)
         self._execute()
         self._cuda.synchronize(self._stream)
         self.batch = 0  # the addresses are somebody else's: the next run sets its own
@@ -126,22 +138,21 @@ class ExecutionContext:
         while self._buffers:
             free, pointer = self._buffers.pop()
             free(pointer)
-        cuda, size_in, size_out = (
-            self._cuda,
-            self._engine.input_bytes(batch),
-            self._engine.output_bytes(batch),
-        )
+        cuda, size_in = self._cuda, self._engine.input_bytes(batch)
+        sizes = {name: self._engine.output_bytes(name, batch) for name in self._engine.outputs}
         self._device_in = self._keep(cuda.free, cuda.allocate(size_in))
-        self._device_out = self._keep(cuda.free, cuda.allocate(size_out))
+        self._device_out = {name: self._keep(cuda.free, cuda.allocate(size)) for name, size in sizes.items()}
         self._pinned_in = self._keep(cuda.free_pinned, cuda.allocate_pinned(size_in))
-        self._pinned_out = self._keep(cuda.free_pinned, cuda.allocate_pinned(size_out))
+        self._pinned_out = {
+            name: self._keep(cuda.free_pinned, cuda.allocate_pinned(size)) for name, size in sizes.items()
+        }
         self._capacity = batch
 
     def _keep(self, free: Callable[[int], None], pointer: int) -> int:
         self._buffers.append((free, pointer))
         return pointer
 
-    def _shape(self, batch: int, profile: int, images: int, logits: int) -> None:
+    def _shape(self, batch: int, profile: int, images: int, outputs: Mapping[str, int]) -> None:
         self._drop_graph()
         self._runs, self.batch = 0, 0
         context, engine = self._open_context(), self._engine
@@ -155,14 +166,17 @@ class ExecutionContext:
         shape = (batch, *engine.input_rest)
         _require(context.set_input_shape(engine.input, shape), f"input shape {shape}")
         _require(context.set_tensor_address(engine.input, images), "the address of the input")
-        _require(context.set_tensor_address(engine.output, logits), "the address of the output")
+        for name, address in outputs.items():
+            _require(context.set_tensor_address(name, address), f"the address of the output {name!r}")
         self.batch = batch
 
     def _enqueue(self) -> None:
         cuda, engine = self._cuda, self._engine
         cuda.copy_to_device(self._device_in, self._pinned_in, engine.input_bytes(self.batch), self._stream)
         self._execute()
-        cuda.copy_to_host(self._pinned_out, self._device_out, engine.output_bytes(self.batch), self._stream)
+        for name in self._copied:
+            size = engine.output_bytes(name, self.batch)
+            cuda.copy_to_host(self._pinned_out[name], self._device_out[name], size, self._stream)
 
     def _execute(self) -> None:
         _require(self._open_context().execute_async_v3(int(self._stream)), "the batch")

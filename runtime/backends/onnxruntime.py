@@ -6,7 +6,7 @@ provider does not load runs on the CPU without an error. So the opened session i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -40,19 +40,17 @@ class OnnxRuntimeBackend:
     def __init__(self, session: Any, request: OpenRequest, notes: tuple[str, ...]) -> None:
         self._session = session
         self._input = request.input.name
-        self._outputs = [request.output.name]
         self._name = request.artifact.name
         self.provider: str = request.provider
         self.precision: Precision = request.precision
         self.notes = notes
 
-    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+    def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
         """See `Backend.run`."""
         try:
-            logits: NDArray[np.float32] = self._session.run(self._outputs, {self._input: batch})[0]
+            return tuple(self._session.run(list(outputs), {self._input: batch}))
         except Exception as error:
             raise native_error(f"ONNX Runtime failed to run artifact {self._name!r}", error) from error
-        return logits
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,23 +28,27 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 RTX = "NvTensorRTRTXExecutionProvider"
 
-# A CUDA graph holds its buffers for good, so only that many batch sizes get one.
+# A CUDA graph holds its buffers for good, so only that many batch sizes (and sets of outputs) get one.
 GRAPHS = 4
 _NO_GRAPH = -1
 
 
+_Key = tuple[int, tuple[str, ...]]
+"""A batch size, and the names of the outputs that are asked for."""
+
+
 @dataclass(frozen=True)
 class _Bound:
-    """Device memory for one batch size, and how to run it."""
+    """Device memory for one batch size and what it is asked for, and how to run it."""
 
     binding: Any
     input: Any
-    output: Any
+    outputs: tuple[Any, ...]
     options: Any
 
 
 class BoundBackend:
-    """An artifact with its input and output bound to device memory, so that nothing is allocated in a run.
+    """An artifact with its input and outputs bound to device memory, so that nothing is allocated in a run.
 
     `graphs`: the session captures a CUDA graph for every `gpu_graph_id` that it sees. Runs of several
     threads come one after the other: they would use the same memory, and a graph must not run twice at once.
@@ -62,12 +66,11 @@ class BoundBackend:
     ) -> None:
         self._session: Any = session
         self._input = request.input.name
-        self._output = request.output.name
-        self._output_rest = request.output.shape[1:]
+        self._rest = {output.name: output.rest for output in request.outputs}
         self._name = request.artifact.name
         self._device = (device, request.device or 0)
         self._graphs = graphs
-        self._bound: dict[int, _Bound] = {}
+        self._bound: dict[_Key, _Bound] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self.batch = batch
@@ -75,16 +78,17 @@ class BoundBackend:
         self.precision: Precision = request.precision
         self.notes = notes
 
-    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+    def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
         """See `Backend.run`."""
+        key = (len(batch), tuple(outputs))
         try:
-            with self._lock, self._forgotten_on_error(len(batch)):
-                bound = self._bind(batch)
+            with self._lock, self._forgotten_on_error(key):
+                bound = self._bind(batch, key)
                 bound.input.update_inplace(batch)
                 self._session.run_with_iobinding(bound.binding, bound.options)
                 bound.binding.synchronize_outputs()
                 # On a GPU `numpy` copies; on the CPU it shows the memory that the next run overwrites.
-                return np.array(bound.output.numpy(), dtype=np.float32)
+                return tuple(np.array(output.numpy(), dtype=np.float32) for output in bound.outputs)
         except Exception as error:
             raise native_error(f"ONNX Runtime failed to run artifact {self._name!r}", error) from error
 
@@ -94,36 +98,38 @@ class BoundBackend:
         self._session = None
 
     @contextlib.contextmanager
-    def _forgotten_on_error(self, count: int) -> Iterator[None]:
+    def _forgotten_on_error(self, key: _Key) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            self._bound.pop(count, None)
+            self._bound.pop(key, None)
             raise
 
-    def _bind(self, batch: np.ndarray) -> _Bound:
+    def _bind(self, batch: np.ndarray, key: _Key) -> _Bound:
         import onnxruntime
 
-        found = self._bound.get(len(batch))
+        found = self._bound.get(key)
         if found is not None:
             return found
         keep = len(self._bound) < GRAPHS
         kind, index = self._device
-        shape = (len(batch), *self._output_rest)
         value = onnxruntime.OrtValue
         source = value.ortvalue_from_shape_and_type(list(batch.shape), batch.dtype.type, kind, index)
-        target = value.ortvalue_from_shape_and_type(list(shape), np.float32, kind, index)
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(self._input, source)
-        binding.bind_ortvalue_output(self._output, target)
+        targets = []
+        for name in key[1]:
+            shape = [len(batch), *self._rest[name]]
+            targets.append(value.ortvalue_from_shape_and_type(shape, np.float32, kind, index))
+            binding.bind_ortvalue_output(name, targets[-1])
         options = onnxruntime.RunOptions()
         if self._graphs:
-            # Each batch size has a graph of its own; one without is run node by node.
+            # Each binding has a graph of its own; one without is run node by node.
             graph = next(self._numbers) if keep else _NO_GRAPH
             options.add_run_config_entry("gpu_graph_id", str(graph))
-        made = _Bound(binding, source, target, options)
+        made = _Bound(binding, source, tuple(targets), options)
         if keep:
-            self._bound[len(batch)] = made
+            self._bound[key] = made
         return made
 
 

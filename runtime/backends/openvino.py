@@ -7,6 +7,7 @@ always set, and the compiled model is asked what it took.
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,17 +42,17 @@ class OpenVinoBackend:
         for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
             self._idle.put(compiled.create_infer_request())
 
-    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+    def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
         """See `Backend.run`."""
         request = self._idle.get()
         try:
-            # OpenVINO reads the input in place; the output is copied, so that the next call spares it.
-            logits: NDArray[np.float32] = request.infer(batch, share_inputs=True, share_outputs=False)[0]
+            # OpenVINO reads the input in place; what is asked for is copied, so that the next call spares it.
+            request.infer(batch, share_inputs=True, share_outputs=True)
+            return tuple(np.array(request.get_tensor(name).data) for name in outputs)
         except Exception as error:
             raise native_error(f"OpenVINO failed to run artifact {self._name!r}", error) from error
         finally:
             self._idle.put(request)
-        return logits
 
     def close(self) -> None:
         """See `Backend.close`."""

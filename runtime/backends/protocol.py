@@ -5,6 +5,7 @@ A backend module has one function, `open_backend(request) -> Backend`; `routes.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -41,11 +42,11 @@ class Backend(Protocol):
     def batch(self) -> BatchRange | None:
         """The batch sizes that one call takes; None when it takes any."""
 
-    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
-        """Return the logits, float32 [N, classes], in memory that belongs to the caller.
+    def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
+        """Return the outputs of these names, float32 [N, …] each, in memory that belongs to the caller.
 
-        `batch` is C-contiguous and has been checked against the manifest's input. Safe to call from many
-        threads. Raises BackendError, with what the engine raised as its cause.
+        `batch` is C-contiguous and has been checked against the manifest's input, and `outputs` are among its. Safe
+        to call from many threads. Raises BackendError, with what the engine raised as its cause.
         """
 
     def close(self) -> None:
@@ -56,10 +57,10 @@ class Backend(Protocol):
 class DeviceBackend(Protocol):
     """A backend that also takes and returns arrays on the GPU, without a copy."""
 
-    def run_on_device(self, array: Any) -> Any:
-        """Return the logits, float32 [N, classes] on the GPU, of an input array that lies there.
+    def run_on_device(self, array: Any, outputs: Sequence[str]) -> tuple[Any, ...]:
+        """Return the outputs of these names, float32 [N, …] on the GPU, of an input array that lies there.
 
-        Both speak DLPack and `__cuda_array_interface__`. Raises RequestError for an array that does not fit,
+        All of them speak DLPack and `__cuda_array_interface__`. Raises RequestError for an array that does not fit,
         BackendError.
         """
 
@@ -78,7 +79,7 @@ class OpenRequest:
     data: bytes
     artifact: Artifact
     input: TensorSpec
-    output: TensorSpec
+    outputs: tuple[TensorSpec, ...]
     batch: BatchRange
     provider: str
     precision: Precision

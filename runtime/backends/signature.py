@@ -24,16 +24,21 @@ class Tensor:
 
 
 def check_signature(request: OpenRequest, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-    """Raise BackendError unless the artifact has exactly the manifest's input and output.
+    """Raise BackendError unless the artifact has exactly the manifest's input and outputs, those in any order.
 
     An axis that the manifest leaves open ("N") has to be free; one that it fixes may be free.
     """
-    for role, found, expected in (("input", inputs, request.input), ("output", outputs, request.output)):
-        if len(found) != 1 or not _agree(found[0], expected):
+    for role, found, expected in (
+        ("input", inputs, (request.input,)),
+        ("output", outputs, request.outputs),
+    ):
+        if len(found) != len(expected) or not all(
+            any(_agree(one, spec) for one in found) for spec in expected
+        ):
             have = ", ".join(map(_describe, found)) or "nothing"
             raise BackendError(
                 f"artifact {request.artifact.name!r} has as {role} {have}, the manifest says "
-                f"{_describe_spec(expected)}; export the bundle again"
+                f"{', '.join(map(_describe_spec, expected))}; export the bundle again"
             )
 
 

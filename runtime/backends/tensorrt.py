@@ -61,10 +61,9 @@ class TensorRTBackend:
         self._profiles = _profiles(engine, request.input.name)
         self._shape = EngineShape(
             input=request.input.name,
-            output=request.output.name,
-            input_rest=_fixed(request.input.shape),
-            output_rest=_fixed(request.output.shape),
+            input_rest=request.input.rest,
             dtype=np.dtype(request.input.dtype),
+            outputs={output.name: output.rest for output in request.outputs},
         )
         self._graph_errors: dict[str, None] = {}
         self._pool = ContextPool(self._make_context, CONTEXTS)
@@ -84,7 +83,7 @@ class TensorRTBackend:
         """See `Backend.notes`."""
         return tuple(f"runs without CUDA graphs: {error}" for error in self._graph_errors)
 
-    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+    def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
         """See `Backend.run`. A batch below the smallest of the fitting profile is filled up."""
         count = len(batch)
         index = self._profile(count)
@@ -92,13 +91,13 @@ class TensorRTBackend:
         if missing:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
         with self._failures(), self._pool.borrow(len(batch)) as context:
-            logits = context.run(batch, index)
+            found = context.run(batch, index, tuple(outputs))
             if context.graph_error is not None:
                 self._graph_errors[str(context.graph_error)] = None
-        return logits[:count]
+        return tuple(values[:count] for values in found)
 
-    def run_on_device(self, array: Any) -> DeviceArray:
-        """Return the logits, float32 [N, classes] on the GPU, of an input that lies there: nothing is copied.
+    def run_on_device(self, array: Any, outputs: Sequence[str]) -> tuple[DeviceArray, ...]:
+        """Return the outputs of these names, float32 [N, …] on the GPU, of an input that lies there: nothing is copied.
 
         `array` has the manifest's input type and shape, in C order, and speaks DLPack or
         `__cuda_array_interface__`. Raises RequestError for any other, BackendError.
@@ -109,15 +108,22 @@ class TensorRTBackend:
             try:
                 self._check_view(view.shape, view.dtype)
                 pieces = self._pieces(view.shape[0])
-                logits = DeviceArray(self._cuda, (view.shape[0], *self._shape.output_rest))
+                # An engine writes every output that it has, asked for or not.
+                found = {
+                    name: DeviceArray(self._cuda, (view.shape[0], *rest))
+                    for name, rest in self._shape.outputs.items()
+                }
                 with self._pool.borrow(0) as context:
                     for start, count, index in pieces:
                         images = view.pointer + self._shape.input_bytes(start)
-                        target = logits.pointer + self._shape.output_bytes(start)
-                        context.run_on_device(images, target, count, index)
+                        targets = {
+                            name: output.pointer + self._shape.output_bytes(name, start)
+                            for name, output in found.items()
+                        }
+                        context.run_on_device(images, targets, count, index)
             finally:
                 view.release()
-            return logits
+            return tuple(found[name] for name in outputs)
 
     def close(self) -> None:
         """See `Backend.close`. Contexts go before buffers, the engine before its runtime."""
@@ -321,8 +327,3 @@ def _profiles(engine: Any, name: str) -> tuple[BatchRange, ...]:
         least, usual, most = (int(shape[0]) for shape in engine.get_tensor_profile_shape(name, index))
         found.append(BatchRange(min=least, opt=usual, max=most))
     return tuple(found)
-
-
-def _fixed(shape: tuple[int | str, ...]) -> tuple[int, ...]:
-    """A shape without its batch axis."""
-    return tuple(extent for extent in shape if isinstance(extent, int))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from resnet_export.runtime.bundle.schema import CHANNELS
+from resnet_export.runtime.bundle.schema import CHANNELS, LOGITS, OUTPUT_LAYOUTS
 
 if TYPE_CHECKING:
     from resnet_export.runtime.bundle.schema import BatchRange, Manifest
@@ -19,6 +19,7 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
     """Yield one phrase per broken rule: what was found and what was expected."""
     for rule in (
         _classes,
+        _outputs,
         _tensors,
         _batches,
         _preprocessing,
@@ -35,11 +36,23 @@ def _classes(manifest: Manifest) -> Iterator[str]:
     classes = manifest.model.num_classes
     if len(manifest.labels) != classes:
         yield f"there are {len(manifest.labels)} labels for {classes} classes"
-    output = manifest.output
-    if (output.name, output.dtype, output.layout) != ("logits", "float32", "NC"):
-        yield f"output is {output.name!r} {output.dtype} {output.layout}, expected 'logits' float32 NC"
-    if output.shape != ("N", classes):
-        yield f"output.shape is {_shape(output.shape)}, expected {_shape(('N', classes))}"
+
+
+def _outputs(manifest: Manifest) -> Iterator[str]:
+    first, expected = manifest.outputs[0], ("N", manifest.model.num_classes)
+    if (first.name, first.shape) != (LOGITS, expected):
+        yield f"outputs[0] is {first.name!r} {_shape(first.shape)}, expected {LOGITS!r} {_shape(expected)}"
+    for output in manifest.outputs:
+        layout = OUTPUT_LAYOUTS.get(len(output.shape))
+        if (output.dtype, output.layout) != ("float32", layout):
+            yield (
+                f"output {output.name!r} is {output.dtype} {output.layout} {_shape(output.shape)}, expected float32 "
+                f"{layout or 'of 2 to 4 axes'}"
+            )
+        if output.shape[:1] != ("N",) or len(output.rest) != len(output.shape) - 1:
+            yield f"output {output.name!r} has shape {_shape(output.shape)}, expected N first and numbers behind it"
+    for name in _repeated(output.name for output in (manifest.input, *manifest.outputs)):
+        yield f"two tensors are called {name!r}"
 
 
 def _tensors(manifest: Manifest) -> Iterator[str]:
@@ -136,6 +149,15 @@ def _golden(manifest: Manifest) -> Iterator[str]:
         yield f"golden.stages are {', '.join(stages) or 'empty'}, expected 'eager' among them"
     for stage in _repeated(stages):
         yield f"golden.stages name {stage!r} twice"
+    further = {output.name for output in manifest.outputs[1:]}
+    if further != manifest.golden.outputs.keys():
+        yield (
+            f"golden.outputs are {', '.join(manifest.golden.outputs) or 'empty'}, expected the outputs but the first: "
+            f"{', '.join(sorted(further)) or 'none'}"
+        )
+    for name, count in manifest.golden.outputs.items():
+        if count > manifest.golden.count:
+            yield f"golden.outputs has {count} images of {name!r}, more than the {manifest.golden.count} there are"
 
 
 def _repeated(names: Iterable[str]) -> Iterator[str]:
@@ -150,4 +172,15 @@ def _shape(shape: tuple[object, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-_RULES = (_classes, _tensors, _batches, _preprocessing, _weights, _artifacts, _engines, _files, _golden)
+_RULES = (
+    _classes,
+    _outputs,
+    _tensors,
+    _batches,
+    _preprocessing,
+    _weights,
+    _artifacts,
+    _engines,
+    _files,
+    _golden,
+)

@@ -1,9 +1,9 @@
 """The golden outputs that travel with a bundle: real images, the logits of every stage on them, and a sample.
 
 `golden.npz` is a zip archive of .npy arrays (NEP 1), stored without compression: `images`, uint8
-[N, H, W, C], cropped and not normalized; for every stage `logits.<stage>`, float32 [N, classes]; and, in
-`sample.*`, an image file with what the export's preprocessing made of it. With them parity, preprocessing
-included, can be checked on a device that has no torch.
+[N, H, W, C], cropped and not normalized; for every stage `logits.<stage>`, float32 [N, classes]; for every further
+output `<output>.eager`, float32 [M, …] of the first M images; and, in `sample.*`, an image file with what the export's
+preprocessing made of it. With them parity, preprocessing included, can be checked on a device that has no torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -53,11 +53,13 @@ class Golden:
         images: uint8 [N, H, W, C], as `preprocess` crops them.
         logits: stage → float32 [N, classes]; the eager model's are under "eager". All arrays are read-only.
         sample: evidence of the preprocessing, None in bundles that were written without it.
+        outputs: name → float32 [M, …], the eager model's further outputs on the first M ≤ N images.
     """
 
     images: NDArray[np.uint8]
     logits: Mapping[str, NDArray[np.float32]]
     sample: Sample | None = None
+    outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def encode_golden(golden: Golden) -> bytes:
@@ -79,6 +81,11 @@ def encode_golden(golden: Golden) -> bytes:
                 f"golden logits of {stage} are {logits.dtype} {logits.shape}, "
                 f"expected float32 ({len(images)}, {classes})"
             )
+    for name, values in golden.outputs.items():
+        if values.dtype != np.float32 or values.ndim < 2 or not 1 <= len(values) <= len(images):
+            raise ValueError(
+                f"golden {name} are {values.dtype} {values.shape}, expected float32 (1 to {len(images)}, …)"
+            )
     sample = golden.sample
     if sample is not None and not (
         sample.file
@@ -96,6 +103,9 @@ def encode_golden(golden: Golden) -> bytes:
     # numpy gives every member the same time stamp, 1980-01-01.
     arrays: dict[str, NDArray[Any]] = {_IMAGES: np.ascontiguousarray(images)}
     arrays |= {_LOGITS + stage: np.ascontiguousarray(golden.logits[stage]) for stage in sorted(golden.logits)}
+    arrays |= {
+        f"{name}.{EAGER}": np.ascontiguousarray(golden.outputs[name]) for name in sorted(golden.outputs)
+    }
     if sample is not None:
         arrays |= {
             _FILE: np.frombuffer(sample.file, np.uint8),
@@ -134,7 +144,12 @@ def read_golden(bundle: str | os.PathLike[str]) -> Golden:
 def _decode(data: bytes, manifest: Manifest) -> Golden:
     count, crop = manifest.golden.count, manifest.preprocessing.crop_shape
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        outputs = {
+            name: (recorded, *manifest.output(name).rest)
+            for name, recorded in manifest.golden.outputs.items()
+        }
         expected = {_IMAGES, *(_LOGITS + stage for stage in manifest.golden.stages)}
+        expected |= {f"{name}.{EAGER}" for name in outputs}
         if manifest.golden.sample_bytes is not None:
             expected |= {_FILE, _CROP, _VALUES}
         found = {name.removesuffix(".npy") for name in archive.namelist()}
@@ -147,6 +162,10 @@ def _decode(data: bytes, manifest: Manifest) -> Golden:
                     archive, _LOGITS + stage, np.dtype(np.float32), (count, manifest.model.num_classes)
                 )
                 for stage in manifest.golden.stages
+            },
+            outputs={
+                name: _member(archive, f"{name}.{EAGER}", np.dtype(np.float32), shape)
+                for name, shape in outputs.items()
             },
             sample=_sample(archive, manifest),
         )

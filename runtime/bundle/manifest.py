@@ -17,6 +17,7 @@ from resnet_export.runtime.bundle.files import read_confined, read_regular
 from resnet_export.runtime.bundle.graph_check import check_graph
 from resnet_export.runtime.bundle.recovery import locate
 from resnet_export.runtime.bundle.schema import (
+    LOGITS,
     SCHEMA_VERSION,
     Artifact,
     BatchRange,
@@ -39,6 +40,7 @@ from resnet_export.runtime.bundle.schema import (
 from resnet_export.runtime.errors import BundleError, IntegrityError, SchemaError
 
 __all__ = [
+    "LOGITS",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "SCHEMA_VERSION",

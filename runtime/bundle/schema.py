@@ -7,12 +7,13 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from resnet_export.runtime.bundle.files import MAX_FILE_BYTES
-from resnet_export.runtime.errors import BundleError
+from resnet_export.runtime.errors import BundleError, RequestError
 from resnet_export.runtime.precision import Precision, Tolerance
 
 SCHEMA_VERSION: Final = 1
@@ -47,13 +48,25 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Frozen, keyword-only, and strict about unknown keys."""
 
 
+LOGITS: Final = "logits"
+"""The output that every network has, and always the first."""
+
+OUTPUT_LAYOUTS: Final[Mapping[int, Literal["NC", "NLC", "NCHW"]]] = {2: "NC", 3: "NLC", 4: "NCHW"}
+"""Number of axes → layout of an output: a vector, a sequence of tokens, or a map."""
+
+
 class TensorSpec(Struct, frozen=True):
     """One network input or output. `shape` holds integers and, for the batch axis, the string "N"."""
 
     name: Line
     dtype: Literal["float32", "uint8"]
-    layout: Literal["NCHW", "NHWC", "NC"]
+    layout: Literal["NCHW", "NHWC", "NLC", "NC"]
     shape: tuple[Count | Literal["N"], ...]
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The shape without its batch axis."""
+        return tuple(extent for extent in self.shape if isinstance(extent, int))
 
 
 class BatchRange(Struct, frozen=True):
@@ -229,9 +242,10 @@ class Artifact(Struct, frozen=True):
 
 class GoldenInfo(Struct, frozen=True):
     """`golden.npz`: `images` uint8 [N, H, W, C]; `logits.<stage>` float32 [N, classes] for each stage, the
-    eager model's under `logits.eager`. `source` says whether the images are the bundled photographs or the
-    user's calibration set. `sample_bytes` is the length of the image file in `sample.file`, None when the
-    archive holds no sample of the preprocessing.
+    eager model's under `logits.eager`; `<output>.eager` float32 [M, …] for each further output of the eager model, on
+    the first M of the images: `outputs` says how many those are. `source` says whether the images are the bundled
+    photographs or the user's calibration set. `sample_bytes` is the length of the image file in `sample.file`, None
+    when the archive holds no sample of the preprocessing.
     """
 
     file: FilePath
@@ -240,6 +254,7 @@ class GoldenInfo(Struct, frozen=True):
     count: Count
     source: Literal["bundled", "calibration"]
     stages: tuple[Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_][A-Za-z0-9._+-]*{_END}")], ...]
+    outputs: dict[Line, Count] = {}
     sample_bytes: Size | None = None
 
 
@@ -265,7 +280,7 @@ class Manifest(Struct, frozen=True):
     model: ModelInfo
     graph: GraphInfo
     input: TensorSpec
-    output: TensorSpec
+    outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
     batch: BatchRange
     preprocessing: Preprocessing
     labels: tuple[Line, ...]
@@ -275,6 +290,14 @@ class Manifest(Struct, frozen=True):
     modules: dict[str, Line]
     provenance: Provenance
     files: tuple[FileInfo, ...] = ()
+
+    def output(self, name: str) -> TensorSpec:
+        """Return the output called `name`; raise RequestError, listing what there is, when there is none."""
+        for output in self.outputs:
+            if output.name == name:
+                return output
+        names = ", ".join(output.name for output in self.outputs)
+        raise RequestError(f"the bundle has no output {name!r}; it has {names}")
 
     def artifact(self, name: str) -> Artifact:
         """Return the artifact called `name`; raise BundleError, listing what there is, when there is none."""

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ from resnet_export.runtime.select.choice import Choice, Considered
 from resnet_export.runtime.select.host import Gpu, HostFacts, Package, probe
 from resnet_export.runtime.session import Session, open_session
 from tests import tiny_bundle
+from tests.backend_runs import logits_of
 from tests.tiny_bundle import CLASSES, FP32, INT8, INT8_CPU, LABELS, SIDE
 
 TIMEOUT = 20
@@ -99,7 +100,7 @@ class Recorder:
         self.closed_while_running = False
         self.classes = CLASSES
 
-    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+    def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
         assert batch.flags.c_contiguous
         assert not self.closed
         self.running += 1
@@ -108,7 +109,9 @@ class Recorder:
         self.sizes.append(len(batch))
         sums = batch.reshape(len(batch), -1).sum(axis=1, dtype=np.float64).astype(np.float32)
         self.running -= 1
-        return sums[:, None] * np.arange(self.classes, dtype=np.float32)
+        found = {"logits": sums[:, None] * np.arange(self.classes, dtype=np.float32)}
+        found["embedding"] = np.repeat(sums[:, None], tiny_bundle.CHANNELS, axis=1)
+        return tuple(found[name] for name in outputs)
 
     def close(self) -> None:
         self.closed += 1
@@ -118,10 +121,11 @@ class Recorder:
 class Weighted(Recorder):
     """A recorder whose logits depend on where in the image a value stands."""
 
-    def run(self, batch: np.ndarray) -> NDArray[np.float32]:
+    def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
+        assert tuple(outputs) == ("logits",)
         self.sizes.append(len(batch))
         weights = np.random.default_rng(0).standard_normal((batch[0].size, CLASSES), np.float32)
-        return np.stack([image.reshape(-1).astype(np.float32) @ weights for image in batch]) / 1000
+        return (np.stack([image.reshape(-1).astype(np.float32) @ weights for image in batch]) / 1000,)
 
 
 CHOICE = Choice(
@@ -206,10 +210,54 @@ def test_an_engine_gets_batches_of_sizes_it_takes_and_any_other_backend_the_whol
     limits: BatchRange | None, count: int, sizes: list[int]
 ) -> None:
     batch, backend = batch_of(count), Recorder(limits)
-    whole = Recorder().run(batch)
+    whole = logits_of(Recorder(), batch)
     with recorded(backend) as session:
         assert np.array_equal(session.run(batch), whole)
     assert backend.sizes == sizes
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", tiny_bundle.ALL, ids=lambda variant: variant.name)
+def test_further_outputs_come_by_name_and_the_logits_stay_what_they_were(
+    tmp_path: Path, backend: str, variant: tiny_bundle.Variant
+) -> None:
+    variants = tuple(dict.fromkeys((tiny_bundle.FP32, variant)))
+    folder = tiny_bundle.write(tmp_path / "bundle", variants, further=True)
+    batch = batch_of(5)
+    graph = ReferenceEvaluator(onnx.load_from_string(tiny_bundle.graph(variant, further=True)))
+    expected = dict(zip(("logits", "c2", "embedding"), graph.run(None, {"input": batch}), strict=True))
+    with open_session(folder, backend=backend, artifact=variant.name, threads=1) as session:
+        assert list(session.run_outputs(batch)) == ["logits", "embedding", "c2"]
+        found = session.run_outputs(batch, ("c2", "embedding", "c2"))
+        assert list(found) == ["c2", "embedding"]
+        assert np.array_equal(session.run_outputs(batch, ["logits"])["logits"], session.run(batch))
+        for name, values in (found | {"logits": session.run(batch)}).items():
+            assert values.dtype == np.float32
+            assert values.shape == expected[name].shape
+            error = np.linalg.norm(values - expected[name]) / np.linalg.norm(expected[name])
+            assert error < (1e-5 if variant.name == "fp32" else 2e-2), name
+        kept = {name: values.copy() for name, values in found.items()}
+        session.run_outputs(batch_of(5, seed=1))
+        assert all(np.array_equal(found[name], kept[name]) for name in kept), "outputs belong to the caller"
+
+
+def test_outputs_are_refused_by_names_that_the_bundle_does_not_have() -> None:
+    with recorded(Recorder(), tiny_bundle.manifest([], further=True)) as session:
+        with pytest.raises(RequestError, match="no output 'c3'; it has logits, embedding, c2"):
+            session.run_outputs(batch_of(1), ("c3",))
+        with pytest.raises(RequestError, match="names is 'embedding', expected several"):
+            session.run_outputs(batch_of(1), "embedding")
+        with pytest.raises(RequestError, match="takes arrays in host memory only"):
+            session.run_outputs_on_device(batch_of(1), ("embedding",))
+
+
+def test_further_outputs_are_put_together_from_pieces_too() -> None:
+    batch, backend = batch_of(9), Recorder(BatchRange(min=4, opt=4, max=8))
+    with recorded(backend, tiny_bundle.manifest([], further=True)) as session:
+        found = session.run_outputs(batch, ("embedding", "logits"))
+    whole = Recorder().run(batch, ("embedding", "logits"))
+    assert [np.array_equal(*pair) for pair in zip(found.values(), whole, strict=True)] == [True, True]
+    assert backend.sizes == [8, 4]
 
 
 def test_logits_of_another_shape_than_promised_are_an_error() -> None:
@@ -354,10 +402,10 @@ def test_bad_images_stand_in_their_places_and_cost_the_others_nothing(tmp_path: 
 
 def test_logits_that_are_not_finite_concern_their_image_alone() -> None:
     class Overflowing(Recorder):
-        def run(self, batch: np.ndarray) -> NDArray[np.float32]:
-            logits = super().run(batch)
+        def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
+            (logits,) = super().run(batch, outputs)
             logits[batch.reshape(len(batch), -1).min(axis=1) > 2] = np.nan
-            return logits
+            return (logits,)
 
     images = tiny_bundle.images(4) // 2
     images[2] = 255

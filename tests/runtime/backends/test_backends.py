@@ -27,6 +27,7 @@ from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.host import probe
 from tests import tiny_bundle
+from tests.backend_runs import logits_of
 from tests.tiny_bundle import FP16, FP32, INT8, INT8_CPU, Variant
 
 CPU_ROUTES = tuple(route for route in ROUTES if route.device == "cpu")
@@ -50,7 +51,7 @@ def request_for(
         data=data,
         artifact=artifact,
         input=manifest.input,
-        output=manifest.output,
+        outputs=manifest.outputs,
         batch=manifest.batch,
         provider=route.provider,
         precision=precision or variant.precision,
@@ -84,7 +85,7 @@ def test_a_backend_computes_what_the_reference_evaluator_computes(
     batch = batch_of(count, uint8=uint8)
     (expected,) = ReferenceEvaluator(onnx.load_from_string(request.data)).run(None, {"input": batch})
     backend = open_backend(route, request)
-    found = backend.run(batch)
+    found = logits_of(backend, batch)
     assert (found.shape, found.dtype) == ((count, tiny_bundle.CLASSES), np.float32)
     assert decibels(found, expected) > least
     assert (backend.provider, backend.precision) == (route.provider, variant.precision)
@@ -99,7 +100,7 @@ def test_openvino_runs_bf16_when_asked_and_only_then() -> None:
     (expected,) = ReferenceEvaluator(onnx.load_from_string(tiny_bundle.graph())).run(None, {"input": batch})
     backend = open_backend(route, request_for(route, precision=Precision.BF16))
     assert backend.precision == Precision.BF16
-    assert 25 < decibels(backend.run(batch), expected) < 75
+    assert 25 < decibels(logits_of(backend, batch), expected) < 75
     backend.close()
 
 
@@ -121,13 +122,13 @@ def test_the_optimizer_that_corrupts_fp16_scales_is_off_and_said_to_be() -> None
 @every_backend
 def test_logits_belong_to_the_caller(route: Route) -> None:
     backend = open_backend(route, request_for(route))
-    first = backend.run(batch_of(2, seed=1))
+    first = logits_of(backend, batch_of(2, seed=1))
     excluded = first.copy()
-    second = backend.run(batch_of(2, seed=2))
+    second = logits_of(backend, batch_of(2, seed=2))
     assert np.array_equal(first, excluded)
     assert not np.shares_memory(first, second)
     first[:] = 0
-    assert np.array_equal(backend.run(batch_of(2, seed=1)), excluded)
+    assert np.array_equal(logits_of(backend, batch_of(2, seed=1)), excluded)
     backend.close()
     assert np.array_equal(second, second.copy())
 
@@ -136,9 +137,9 @@ def test_logits_belong_to_the_caller(route: Route) -> None:
 def test_an_input_that_may_not_be_written_runs_and_is_not_written(route: Route) -> None:
     backend = open_backend(route, request_for(route))
     batch = batch_of(2)
-    expected = backend.run(batch)
+    expected = logits_of(backend, batch)
     batch.flags.writeable = False
-    assert np.array_equal(backend.run(batch), expected)
+    assert np.array_equal(logits_of(backend, batch), expected)
     backend.close()
 
 
@@ -146,12 +147,12 @@ def test_an_input_that_may_not_be_written_runs_and_is_not_written(route: Route) 
 def test_threads_do_not_disturb_each_other(route: Route) -> None:
     backend = open_backend(route, request_for(route))
     batches = [batch_of(1 + index % 3, seed=index) for index in range(8)]
-    expected = [backend.run(batch) for batch in batches]
+    expected = [logits_of(backend, batch) for batch in batches]
     wrong: list[int] = []
 
     def work(index: int) -> None:
         for _ in range(25):
-            if not np.array_equal(backend.run(batches[index]), expected[index]):
+            if not np.array_equal(logits_of(backend, batches[index]), expected[index]):
                 wrong.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
@@ -213,12 +214,12 @@ def test_a_graph_that_is_not_the_manifests_is_refused(route: Route, data: bytes,
 @every_backend
 def test_a_failed_run_leaves_the_backend_usable(route: Route) -> None:
     backend = open_backend(route, request_for(route))
-    expected = backend.run(batch_of(2))
+    expected = logits_of(backend, batch_of(2))
     for _ in range(3):
         with pytest.raises(BackendError, match="failed to run artifact 'fp32'") as caught:
-            backend.run(np.zeros((1, 4, tiny_bundle.SIDE, tiny_bundle.SIDE), np.float32))
+            logits_of(backend, np.zeros((1, 4, tiny_bundle.SIDE, tiny_bundle.SIDE), np.float32))
         assert caught.value.__cause__ is not None
-    assert np.array_equal(backend.run(batch_of(2)), expected)
+    assert np.array_equal(logits_of(backend, batch_of(2)), expected)
     backend.close()
 
 
@@ -263,7 +264,7 @@ def test_whatever_a_backend_raises_arrives_as_a_backend_error(
         )
         running = module.OpenVinoBackend(compiled, request)
         monkeypatch.setattr(openvino, "Core", raiser(kind))
-    for call in (lambda: running.run(batch_of(1)), lambda: open_backend(route, request)):
+    for call in (lambda: logits_of(running, batch_of(1)), lambda: open_backend(route, request)):
         with pytest.raises(BackendError, match="native trouble") as caught:
             call()
         assert type(caught.value.__cause__) is kind

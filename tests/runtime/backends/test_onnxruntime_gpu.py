@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
@@ -20,22 +21,28 @@ from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import BackendError
 from resnet_export.runtime.preprocess import to_input
 from tests import tiny_bundle
+from tests.backend_runs import logits_of
 from tests.tiny_bundle import FP16, FP32, INT8, Variant
 
 ROUTE = {route.provider: route for route in ROUTES if route.provider in (CUDA, TENSORRT, RTX)}
 
 
 def request_for(
-    route: Route, variant: Variant, cache: Path | None = None, *, uint8: bool = False
+    route: Route,
+    variant: Variant,
+    cache: Path | None = None,
+    *,
+    uint8: bool = False,
+    further: bool = False,
 ) -> OpenRequest:
-    data = tiny_bundle.graph(variant, uint8=uint8)
+    data = tiny_bundle.graph(variant, uint8=uint8, further=further)
     artifact = tiny_bundle.artifact(variant, data)
-    manifest = tiny_bundle.manifest([artifact], uint8=uint8)
+    manifest = tiny_bundle.manifest([artifact], uint8=uint8, further=further)
     return OpenRequest(
         data=data,
         artifact=artifact,
         input=manifest.input,
-        output=manifest.output,
+        outputs=manifest.outputs,
         batch=manifest.batch,
         provider=route.provider,
         precision=variant.precision,
@@ -46,9 +53,11 @@ def request_for(
     )
 
 
-def bound(variant: Variant = FP32, *, uint8: bool = False, graphs: bool = False) -> BoundBackend:
+def bound(
+    variant: Variant = FP32, *, uint8: bool = False, graphs: bool = False, further: bool = False
+) -> BoundBackend:
     """The artifact on ONNX Runtime's CPU provider, with bound memory as on a GPU."""
-    request = request_for(ROUTE[CUDA], variant, uint8=uint8)
+    request = request_for(ROUTE[CUDA], variant, uint8=uint8, further=further)
     session = onnxruntime.InferenceSession(request.data, providers=["CPUExecutionProvider"])
     return BoundBackend(session, request, (), device="cpu", graphs=graphs)
 
@@ -64,23 +73,25 @@ def test_bound_memory_gives_the_logits_of_the_reference_evaluator(uint8: bool) -
     for count in (1, 3, 2, 3, 9):
         batch = batch_of(count, uint8=uint8, seed=count)
         (expected,) = reference.run(None, {"input": batch})
-        np.testing.assert_allclose(backend.run(batch), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(logits_of(backend, batch), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_logits_are_not_overwritten_by_the_next_run() -> None:
     backend = bound()
-    first = backend.run(batch_of(2, seed=1))
+    first = logits_of(backend, batch_of(2, seed=1))
     excluded = first.copy()
-    backend.run(batch_of(2, seed=2))
+    logits_of(backend, batch_of(2, seed=2))
     np.testing.assert_array_equal(first, excluded)
 
 
 def test_threads_do_not_share_what_is_bound() -> None:
     backend = bound()
     batches = [batch_of(1 + seed % 3, seed=seed) for seed in range(12)]
-    expected = [backend.run(batch) for batch in batches]
+    expected = [logits_of(backend, batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
-        for found, wanted in zip(pool.map(backend.run, batches * 5), expected * 5, strict=True):
+        for found, wanted in zip(
+            pool.map(lambda batch: logits_of(backend, batch), batches * 5), expected * 5, strict=True
+        ):
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -88,21 +99,38 @@ def test_only_the_first_batch_sizes_get_a_graph_of_their_own() -> None:
     backend = bound(graphs=True)
     asked = {}
     for count in range(1, GRAPHS + 3):
-        made = backend._bind(batch_of(count))
+        key = (count, ("logits",))
+        made = backend._bind(batch_of(count), key)
         asked[count] = made.options.get_run_config_entry("gpu_graph_id")
-        assert (backend._bind(batch_of(count)) is made) == (count <= GRAPHS)
+        assert (backend._bind(batch_of(count), key) is made) == (count <= GRAPHS)
     assert list(asked.values()) == ["1", "2", "3", "4", "-1", "-1"]
-    assert backend.run(batch_of(GRAPHS + 1)).shape == (GRAPHS + 1, tiny_bundle.CLASSES)
+    assert logits_of(backend, batch_of(GRAPHS + 1)).shape == (GRAPHS + 1, tiny_bundle.CLASSES)
+
+
+def test_further_outputs_are_bound_too_each_set_by_itself() -> None:
+    backend = bound(further=True)
+    graph = onnx.load_from_string(tiny_bundle.graph(further=True))
+    for seed, names in enumerate([("c2",), ("logits",), ("embedding", "c2"), ("c2",), ("logits",)]):
+        batch = batch_of(2, seed=seed)
+        expected = dict(
+            zip(
+                ("logits", "c2", "embedding"),
+                ReferenceEvaluator(graph).run(None, {"input": batch}),
+                strict=True,
+            )
+        )
+        for name, values in zip(names, backend.run(batch, names), strict=True):
+            np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_a_failed_run_is_an_error_of_the_backend_and_the_next_one_works() -> None:
     backend = bound()
     with pytest.raises(BackendError, match="failed to run artifact 'fp32'"):
-        backend.run(np.zeros((2, 3, 5), np.float32))
-    assert backend.run(batch_of(2)).shape == (2, tiny_bundle.CLASSES)
+        logits_of(backend, np.zeros((2, 3, 5), np.float32))
+    assert logits_of(backend, batch_of(2)).shape == (2, tiny_bundle.CLASSES)
     backend.close()
     with pytest.raises(BackendError):
-        backend.run(batch_of(3))
+        logits_of(backend, batch_of(3))
 
 
 class Asked:
@@ -230,7 +258,7 @@ def test_the_plugin_for_rtx_is_registered_once_and_given_the_device(
         "nv_runtime_cache_path": str(tmp_path),
     }
     assert done == [(RTX, "lib.so"), ([0], options), ([0], options)]
-    assert backend.run(batch_of(2)).shape == (2, tiny_bundle.CLASSES)
+    assert logits_of(backend, batch_of(2)).shape == (2, tiny_bundle.CLASSES)
 
 
 def test_a_gpu_that_the_plugin_does_not_offer_is_an_error(

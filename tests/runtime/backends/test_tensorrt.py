@@ -35,8 +35,9 @@ from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.select.host import Gpu, GpuQuery, HostFacts, Package
 from resnet_export.runtime.session import open_session
 from tests import tiny_bundle
+from tests.backend_runs import logits_of, on_device
 from tests.fake_cuda import FakeCuda
-from tests.fake_tensorrt import CLASSES, Behaviour, FakeLibrary, logits, plan
+from tests.fake_tensorrt import CLASSES, Behaviour, FakeLibrary, computed, logits, plan
 from tests.nvidia_bindings import PINS, RTX
 
 CLASSIC = list(PINS)
@@ -86,7 +87,15 @@ class Rig:
                 layout="NHWC" if uint8 else "NCHW",
                 shape=("N", *self.how.input_shape[1:]),
             ),
-            output=TensorSpec(name="logits", dtype="float32", layout="NC", shape=("N", CLASSES)),
+            outputs=tuple(
+                TensorSpec(
+                    name=name,
+                    dtype="float32",
+                    layout="NC",
+                    shape=("N", CLASSES if name == "logits" else 1),
+                )
+                for name in sorted(self.how.outputs, key="logits".__ne__)
+            ),
             batch=BatchRange(min=1, opt=4, max=8),
             provider=info.variant,
             precision=Precision.FP16,
@@ -123,7 +132,7 @@ def test_an_engine_is_loaded_run_and_freed(rig: Callable[[str], Rig], version: s
     made = rig(version)
     backend = made.open()
     batch = images(3)
-    np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+    np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
     assert (backend.provider, backend.precision) == (
         "tensorrt_rtx" if version == RTX else "tensorrt",
         Precision.FP16,
@@ -134,7 +143,7 @@ def test_an_engine_is_loaded_run_and_freed(rig: Callable[[str], Rig], version: s
     backend.close()
     assert made.cuda.is_clean()
     with pytest.raises(SessionClosedError):
-        backend.run(batch)
+        logits_of(backend, batch)
 
 
 @pytest.mark.parametrize("version", EVERY)
@@ -143,7 +152,7 @@ def test_the_first_run_makes_its_calls_in_the_documented_order(
 ) -> None:
     made = rig(version)
     backend = made.open()
-    backend.run(images(2))
+    logits_of(backend, images(2))
     order = [name for name in made.cuda.journal if name != "cudaSetDevice"]
     assert order == [
         "deserialize",
@@ -167,7 +176,7 @@ def test_closing_frees_graphs_before_buffers_and_streams_last(rig: Callable[[str
     made = rig("11.4")
     backend = made.open()
     for _ in range(3):
-        backend.run(images(2))
+        logits_of(backend, images(2))
     start = len(made.cuda.journal)
     backend.close()
     assert made.cuda.journal[start:] == [
@@ -189,7 +198,7 @@ def test_a_shape_that_comes_again_runs_as_a_cuda_graph_with_new_data(
     backend = made.open()
     for seed in range(4):
         batch = images(2, seed)
-        np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+        np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
     # One plain run, one execution that the capture recorded, and then launches.
     assert made.cuda.journal.count("execute_async_v3") == 2
     assert made.cuda.journal.count("cudaGraphLaunch") == 3
@@ -201,7 +210,7 @@ def test_tensorrt_for_rtx_captures_its_own_graphs(rig: Callable[[str], Rig]) -> 
     made = rig(RTX)
     backend = made.open()
     for _ in range(4):
-        backend.run(images(2))
+        logits_of(backend, images(2))
     assert made.library.config.cuda_graph_strategy == made.library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     assert "cudaStreamBeginCapture" not in made.cuda.journal
     assert made.cuda.journal.count("execute_async_v3") == 4
@@ -213,11 +222,11 @@ def test_an_engine_that_cannot_be_captured_runs_without_graphs_and_says_so(
 ) -> None:
     made = rig("11.4")
     backend = made.open()
-    backend.run(images(2))
+    logits_of(backend, images(2))
     made.cuda.broken["cudaGraphInstantiate"] = cudart.cudaError_t.cudaErrorNotSupported
     assert backend.notes == ()
     for seed in range(3):
-        np.testing.assert_allclose(backend.run(images(2, seed)), logits(images(2, seed)), rtol=1e-6)
+        np.testing.assert_allclose(logits_of(backend, images(2, seed)), logits(images(2, seed)), rtol=1e-6)
     assert len(backend.notes) == 1
     assert "cudaErrorNotSupported" in backend.notes[0]
     backend.close()
@@ -230,7 +239,7 @@ def test_each_shape_gets_a_context_of_its_own_until_there_are_enough(rig: Callab
     backend = made.open()
     for count in (*range(1, 10), *range(1, 10)):
         batch = images(count)
-        np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+        np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
     assert len(made.how.contexts) == runner.CONTEXTS
     backend.close()
     assert made.cuda.is_clean()
@@ -242,14 +251,14 @@ def test_a_gpu_without_memory_for_another_context_makes_do_with_one(rig: Callabl
     backend = made.open()
     for count in (1, 2, 3, 1):
         batch = images(count)
-        np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+        np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
     assert len(made.how.contexts) == 1
     backend.close()
     made.how.most_contexts = 0
     made.how.contexts.clear()
     other = made.open()
     with pytest.raises(BackendError, match="lack of GPU memory"):
-        other.run(images(1))
+        logits_of(other, images(1))
     other.close()
     assert made.cuda.is_clean()
 
@@ -262,7 +271,7 @@ def test_the_profile_tuned_for_the_nearest_batch_runs_it(
     made.how.profiles = ((1, 1, 1), (2, 4, 16), (9, 16, 32))
     backend = made.open()
     batch = images(count)
-    np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+    np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
     calls = made.how.contexts[0].set_optimization_profile_async.call_args_list
     assert [call.args[0] for call in calls] == ([expected] if expected else [])
     backend.close()
@@ -275,10 +284,10 @@ def test_a_batch_between_two_profiles_is_filled_up_and_its_filling_thrown_away(
     made.how.profiles = ((1, 1, 1), (8, 8, 8))
     backend = made.open()
     batch = images(3)
-    np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+    np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
     assert made.how.contexts[0].set_input_shape.call_args.args == ("input", (8, 3, SIDE, SIDE))
     with pytest.raises(RequestError, match="at most"):
-        backend.run(images(9))
+        logits_of(backend, images(9))
     backend.close()
 
 
@@ -287,7 +296,7 @@ def test_raw_uint8_images_go_in_as_they_are(rig: Callable[[str], Rig]) -> None:
     made.how.input_shape, made.how.dtype = (-1, SIDE, SIDE, 3), "UINT8"
     backend = made.open()
     batch = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
-    np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+    np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
     backend.close()
 
 
@@ -301,7 +310,7 @@ def test_threads_share_the_engine_and_never_a_context(rig: Callable[[str], Rig],
         barrier.wait()
         for turn in range(20):
             batch = images(1 + (seed + turn) % 8, seed)
-            np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+            np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
@@ -315,13 +324,13 @@ def test_threads_share_the_engine_and_never_a_context(rig: Callable[[str], Rig],
 def test_a_failing_execution_poisons_its_own_context_only(rig: Callable[[str], Rig], version: str) -> None:
     made = rig(version)
     backend = made.open()
-    backend.run(images(2))
+    logits_of(backend, images(2))
     made.how.refuse.add("execute_async_v3")
     with pytest.raises(BackendError, match="an illegal access"):
-        backend.run(images(3))
+        logits_of(backend, images(3))
     made.how.refuse.clear()
     batch = images(2)
-    np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+    np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
     backend.close()
     assert made.cuda.is_clean()
 
@@ -329,14 +338,14 @@ def test_a_failing_execution_poisons_its_own_context_only(rig: Callable[[str], R
 def test_a_device_error_ends_the_context_that_saw_it(rig: Callable[[str], Rig]) -> None:
     made = rig("11.4")
     backend = made.open()
-    backend.run(images(2))
+    logits_of(backend, images(2))
     (stream,) = made.cuda.streams
     made.cuda.broken_streams[stream] = cudart.cudaError_t.cudaErrorIllegalAddress
     with pytest.raises(BackendError, match=r"cudaStreamSynchronize failed on GPU 0: cudaErrorIllegalAddress"):
-        backend.run(images(2))
+        logits_of(backend, images(2))
     assert stream not in made.cuda.streams
     batch = images(2)
-    np.testing.assert_allclose(backend.run(batch), logits(batch), rtol=1e-6)
+    np.testing.assert_allclose(logits_of(backend, batch), logits(batch), rtol=1e-6)
     assert len(made.how.contexts) == 2
     backend.close()
     assert made.cuda.is_clean()
@@ -348,7 +357,7 @@ def test_a_refused_call_is_an_error_and_not_a_wrong_result(rig: Callable[[str], 
     made.how.refuse.add(method)
     backend = made.open()
     with pytest.raises(BackendError, match="TensorRT refused"):
-        backend.run(images(2))
+        logits_of(backend, images(2))
     backend.close()
     assert made.cuda.is_clean()
 
@@ -368,7 +377,7 @@ def test_closing_waits_for_a_running_call(rig: Callable[[str], Rig]) -> None:
 
     made.cuda.__dict__["_cudaStreamSynchronize"] = slow
     with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(backend.run, images(2))
+        running = pool.submit(logits_of, backend, images(2))
         assert inside.wait(10)
         closing = pool.submit(backend.close)
         assert not closing.done()
@@ -405,17 +414,65 @@ def test_arrays_on_the_gpu_go_in_and_come_out_without_a_copy(rig: Callable[[str]
     made = rig(version)
     backend = made.open()
     batch = images(19)  # three pieces: the engine takes eight at most
-    result = backend.run_on_device(OnDevice(made.cuda, batch))
+    result = on_device(backend, OnDevice(made.cuda, batch))
     interface = result.__cuda_array_interface__
     found = view(interface["data"][0], interface["shape"], interface["typestr"])
     np.testing.assert_allclose(found, logits(batch), rtol=1e-6)
     assert made.cuda.copied == 0
     assert made.cuda.journal.count("execute_async_v3") == 3
-    np.testing.assert_allclose(backend.run(batch[:3]), logits(batch[:3]), rtol=1e-6)
+    np.testing.assert_allclose(logits_of(backend, batch[:3]), logits(batch[:3]), rtol=1e-6)
     held = len(made.cuda.memory)
     del result
     assert len(made.cuda.memory) == held - 1
     backend.close()
+
+
+@pytest.mark.parametrize("version", EVERY)
+def test_several_outputs_come_by_name_whatever_their_order_in_the_engine(
+    rig: Callable[[str], Rig], version: str
+) -> None:
+    made = rig(version)
+    made.how.outputs = ("c5", "logits", "embedding")
+    backend = made.open()
+    batch = images(3)
+    for names in (
+        ("logits",),
+        ("embedding", "logits"),
+        ("c5",),
+        ("c5",),
+        ("c5",),
+        ("logits", "c5", "embedding"),
+    ):
+        copied = made.cuda.copied
+        found = backend.run(batch, names)
+        for name, values in zip(names, found, strict=True):
+            np.testing.assert_allclose(values, computed(name, batch), rtol=1e-6)
+        launched = made.cuda.journal[-2] == "cudaGraphLaunch"
+        if not launched:
+            assert made.cuda.copied - copied == 1 + len(names), "only what was asked for is copied"
+    found = backend.run_on_device(OnDevice(made.cuda, images(19)), ("c5", "logits"))
+    for name, values in zip(("c5", "logits"), found, strict=True):
+        interface = values.__cuda_array_interface__
+        np.testing.assert_allclose(
+            view(interface["data"][0], interface["shape"], interface["typestr"]),
+            computed(name, images(19)),
+            rtol=1e-6,
+        )
+    del found, values
+    backend.close()
+    assert len(made.cuda.memory) == 1, "all but the array that was given is free again"
+
+
+@pytest.mark.parametrize("outputs", [("logits",), ("logits", "c4"), ("logits", "c5", "c4")])
+def test_an_engine_with_other_outputs_than_the_manifest_says_is_refused(
+    rig: Callable[[str], Rig], outputs: tuple[str, ...]
+) -> None:
+    made = rig("11.4")
+    made.how.outputs = ("logits", "c5")
+    request = made.request()
+    made.how.outputs = outputs
+    with pytest.raises(BackendError, match=r"has as output 'logits' .*the manifest says 'logits' .*'c5'"):
+        runner.open_backend(request)
 
 
 @pytest.mark.parametrize(
@@ -433,11 +490,11 @@ def test_an_array_on_the_gpu_that_does_not_fit_is_refused(
     made = rig("11.4")
     backend = made.open()
     with pytest.raises(RequestError, match=message):
-        backend.run_on_device(OnDevice(made.cuda, array, **change))
+        on_device(backend, OnDevice(made.cuda, array, **change))
     with pytest.raises(RequestError, match="DLPack device"):
-        backend.run_on_device(images(2))
+        on_device(backend, images(2))
     with pytest.raises(RequestError, match="neither"):
-        backend.run_on_device([1.0])
+        on_device(backend, [1.0])
     assert made.how.contexts == [], "a wrong array cost an execution context"
     backend.close()
 
@@ -488,7 +545,7 @@ def test_a_session_on_the_cpu_takes_no_arrays_on_the_gpu(tmp_path: Path) -> None
 def test_the_kernels_of_tensorrt_for_rtx_are_kept_for_the_next_session(rig: Callable[[str], Rig]) -> None:
     made = rig(RTX)
     first = made.open()
-    first.run(images(1))
+    logits_of(first, images(1))
     first.close()
     (file,) = made.cache.iterdir()
     second = made.open()
@@ -507,7 +564,7 @@ def test_kernels_that_cannot_be_kept_are_compiled_again(rig: Callable[[str], Rig
     made = rig(RTX)
     made.cache = made.cache / "gone" if lost else None
     backend = made.open()
-    backend.run(images(1))
+    logits_of(backend, images(1))
     backend.close()
     assert made.cuda.is_clean()
 

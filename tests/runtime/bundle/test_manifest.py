@@ -173,8 +173,40 @@ def test_every_key_of_the_schema_is_explained_in_the_documentation() -> None:
 
 CONTRADICTIONS = {
     "fewer labels than classes": (_set("labels"), ["one"], "1 labels for 5 classes"),
-    "output of another width": (_set("output", "shape"), ["N", 6], r"output.shape is \[N, 6\]"),
-    "output called otherwise": (_set("output", "name"), "probabilities", "output is 'probabilities'"),
+    "output of another width": (
+        _set("outputs", 0, "shape"),
+        ["N", 6],
+        r"outputs\[0\] is 'logits' \[N, 6\], expected 'logits' \[N, 5\]",
+    ),
+    "output called otherwise": (
+        _set("outputs", 0, "name"),
+        "probabilities",
+        r"outputs\[0\] is 'probabilities'",
+    ),
+    "output of bytes": (_set("outputs", 0, "dtype"), "uint8", "output 'logits' is uint8 NC"),
+    "output of another layout": (_set("outputs", 0, "layout"), "NCHW", "expected float32 NC"),
+    "two outputs of one name": (
+        _set("outputs"),
+        [{"name": "logits", "dtype": "float32", "layout": "NC", "shape": ["N", 5]}] * 2,
+        "two tensors are called 'logits'",
+    ),
+    "output without a batch axis": (
+        _set("outputs"),
+        [
+            {"name": "logits", "dtype": "float32", "layout": "NC", "shape": ["N", 5]},
+            {"name": "c5", "dtype": "float32", "layout": "NCHW", "shape": [1, 2, 3, 4]},
+        ],
+        r"output 'c5' has shape \[1, 2, 3, 4\], expected N first",
+    ),
+    "a further output without golden ones": (
+        _set("outputs"),
+        [
+            {"name": "logits", "dtype": "float32", "layout": "NC", "shape": ["N", 5]},
+            {"name": "embedding", "dtype": "float32", "layout": "NC", "shape": ["N", 8]},
+        ],
+        "golden.outputs are empty, expected the outputs but the first: embedding",
+    ),
+    "golden outputs of nothing": (_set("golden", "outputs"), {"c5": 1}, "golden.outputs are c5, expected"),
     "fixed batch": (_set("input", "shape"), [1, 3, 8, 8], r"input is .*\[1, 3, 8, 8\], expected .*\[N, 3"),
     "input of another size": (_set("input", "shape"), ["N", 3, 9, 9], "as preprocessing.crop"),
     "float input of a graph that normalizes": (_set("preprocessing", "in_graph"), True, "uint8 NHWC"),
