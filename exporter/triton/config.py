@@ -51,9 +51,9 @@ def render(config: Any) -> bytes:
 
 
 def network(served: ServedNetwork, manifest: Manifest, spec: TritonSpec, facts: Mapping[str, str]) -> Any:
-    """Return the configuration of a network on its backend: `input` → `logits`.
+    """Return the configuration of a network on its backend: `input` → the bundle's outputs.
 
-    The python backend has a second output, `ran`: the session's choice as JSON, for each image.
+    The python backend has a further output, `ran`: the session's choice as JSON, for each image.
     """
     pb = require_tritonclient()
     config = _base(served.name, served.batch.max, facts)
@@ -61,9 +61,9 @@ def network(served: ServedNetwork, manifest: Manifest, spec: TritonSpec, facts: 
     config.platform = served.backend.platform
     config.default_model_filename = served.backend.file
     _tensor(config.input.add(), manifest.input)
-    output = config.output.add()
-    _tensor(output, manifest.output)
-    output.label_filename = LABELS_FILE
+    for output in manifest.outputs:
+        _tensor(config.output.add(), output)
+    config.output[0].label_filename = LABELS_FILE
     _batching(config, served.batch.opt, served.batch.max, spec)
     _instances(config, served.device, spec.instances)
     _warmup(config, manifest.input, sorted({1, served.batch.opt}))
@@ -100,7 +100,7 @@ def preprocessing(name: str, manifest: Manifest, spec: TritonSpec, facts: Mappin
 def labeling(name: str, manifest: Manifest, spec: TritonSpec, facts: Mapping[str, str]) -> Any:
     """Return the configuration of the model that names classes: `logits` → `label`, `probability`, `index`."""
     config = _python(name, manifest, spec, facts)
-    _tensor(config.input.add(), manifest.output)
+    _tensor(config.input.add(), manifest.outputs[0])
     _predictions(config, manifest, spec)
     return config
 
@@ -121,7 +121,7 @@ def ensemble(
     config.platform = "ensemble"
     _bytes(config.input.add(), "image")
     _predictions(config, manifest, spec)
-    _tensor(config.output.add(), manifest.output)
+    _tensor(config.output.add(), manifest.outputs[0])
     maps: Iterable[tuple[str, dict[str, str], dict[str, str]]] = zip(
         steps,
         ({"image": "image"}, {"input": "crop"}, {"logits": "logits"}),

@@ -17,7 +17,7 @@ from resnet_export.runtime import ResnetExportError, open_session
 
 
 class TritonPythonModel:
-    """`input` → `logits` FP32 [n, classes] and `ran` BYTES [n, 1], the session's choice as JSON."""
+    """`input` → the bundle's outputs, FP32 [n, …] each, and `ran` BYTES [n, 1], the session's choice as JSON."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the bundle. What is raised here stands in the server's log, and the model is not loaded."""
@@ -31,7 +31,7 @@ class TritonPythonModel:
         """Run all requests as one batch, which is what the dynamic batcher collected them for."""
         inputs = [triton.get_input_tensor_by_name(request, "input").as_numpy() for request in requests]
         try:
-            logits = self._session.run(np.concatenate(inputs))
+            outputs = self._session.run_outputs(np.concatenate(inputs))
         except ResnetExportError as error:
             failed = triton.TritonError(str(error))
             return [triton.InferenceResponse(output_tensors=[], error=failed) for _ in requests]
@@ -40,11 +40,14 @@ class TritonPythonModel:
         return [
             triton.InferenceResponse(
                 output_tensors=[
-                    triton.Tensor("logits", np.ascontiguousarray(part)),
-                    triton.Tensor("ran", np.full((len(part), 1), ran, np.object_)),
+                    *(
+                        triton.Tensor(name, np.ascontiguousarray(part))
+                        for name, part in zip(outputs, parts, strict=True)
+                    ),
+                    triton.Tensor("ran", np.full((len(batch), 1), ran, np.object_)),
                 ]
             )
-            for part in np.split(logits, ends)
+            for batch, *parts in zip(inputs, *(np.split(one, ends) for one in outputs.values()), strict=True)
         ]
 
     def finalize(self) -> None:
