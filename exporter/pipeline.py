@@ -13,7 +13,13 @@ import msgspec
 
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.exporter import report as page
-from resnet_export.exporter.bundle.manifest import Contents, artifact_of, describe, golden_info
+from resnet_export.exporter.bundle.manifest import (
+    Contents,
+    artifact_of,
+    describe,
+    golden_info,
+    maker_versions,
+)
 from resnet_export.exporter.bundle.staging import Bundle, Staging, check_output, staging
 from resnet_export.exporter.config import CONFIG, render_config
 from resnet_export.exporter.engine.build import Engines, compile_engines, engine_sources
@@ -26,6 +32,7 @@ from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, 
 from resnet_export.exporter.graph.lower import lower
 from resnet_export.exporter.graph.metadata import finish
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
+from resnet_export.exporter.graph.reuse import Earlier, open_earlier
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.models.classifier import Classifier
 from resnet_export.exporter.models.labels import default_labels
@@ -63,6 +70,7 @@ class Job:
         out: where the bundle shall stand.
         net: the eager network.
         parity: what the finished bundle is held to.
+        earlier: a bundle whose graphs may serve again.
         engines: those that this host will build.
         bytes_needed: an upper bound of what the bundle takes on disk.
         created: when the bundle was made, as it says itself.
@@ -73,6 +81,7 @@ class Job:
     out: Path
     net: Classifier
     parity: ParitySpec
+    earlier: Earlier | None
     engines: EnginePlan
     bytes_needed: int
     created: datetime
@@ -136,7 +145,9 @@ def export(
         fp32 = to_fp32(job, golden)
         remarks = remarks_on_labels(job, fp32, photos)
         task = Lowering(fp32, photos, golden.shipped, job.spec, job.untrained, progress)
-        lowered = tuple(lower(precision, task) for precision, _ in zip(job.spec.lowered, step, strict=False))
+        lowered = tuple(
+            lower(precision, task, job.earlier) for precision, _ in zip(job.spec.lowered, step, strict=False)
+        )
         graphs = (fp32, *(graph for one in lowered for graph in one.graphs))
         next(step)
         written = write_graphs(stage, job, graphs)
@@ -181,8 +192,9 @@ def prepare(
             net = replace(net, labels=names, notices=(*net.notices, said))
     place = net.info.arch if place is None else place
     needed = bytes_needed(net.info, spec, engines)
+    earlier = open_earlier(spec, Path(place), maker_versions())
     parity = validation_spec(spec, net.preprocessing, net.labels)
-    return Job(model, spec, Path(place), net, parity, engines, needed, created)
+    return Job(model, spec, Path(place), net, parity, earlier, engines, needed, created)
 
 
 def steps(job: Job) -> tuple[str, ...]:
@@ -288,8 +300,20 @@ def write_rest(
             *graphs[0].graph.notices,
             *remarks,
             *engines.remarks,
+            *remarks_on_reuse(lowered),
         ),
+        stages={str(one.graphs[0].precision): one.key for one in lowered},
         created=job.created,
+    )
+
+
+def remarks_on_reuse(lowered: Iterable[Lowered]) -> tuple[str, ...]:
+    """Say which graphs are those of an earlier bundle."""
+    names = [graph.name for one in lowered if one.reused for graph in one.graphs]
+    if not names:
+        return ()
+    return (
+        f"taken over from the earlier bundle, since nothing that they are made of changed: {', '.join(names)}",
     )
 
 

@@ -79,7 +79,9 @@ class ExportSpec:
     there are no labels: INT8 excludes layers until it holds on the calibration images, and `val` decides. `exclude`
     names the layers that INT8 leaves alone, "auto" the few that measurably pay and those that `max_drop` takes.
     `equalize`, `correct_bias` and `round_weights` turn the improvements of INT8 off one by one. `gpu` names compute
-    capabilities ("sm86"). `labels_as_given` keeps labels that contradict labeled calibration images.
+    capabilities ("sm86"). `labels_as_given` keeps labels that contradict labeled calibration images. `reuse` is an
+    earlier bundle, by default the one that `force` replaces, whose graphs serve again where nothing that they are
+    made of has changed.
     """
 
     fp16: bool = False
@@ -101,6 +103,7 @@ class ExportSpec:
     gpu: tuple[str, ...] = ()
     labels_as_given: bool = False
     force: bool = False
+    reuse: Path | None = None
 
     @property
     def lowered(self) -> tuple[Precision, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,7 +28,7 @@ from resnet_export.runtime.bundle.manifest import (
 from resnet_export.runtime.parity.criteria.tolerances import Tolerances
 from resnet_export.runtime.parity.report.schema import ParityReport
 
-__all__ = ["Contents", "artifact_of", "describe", "golden_info"]
+__all__ = ["Contents", "artifact_of", "describe", "golden_info", "maker_versions"]
 
 # The packages whose versions decide what comes out of an export: distribution name → module.
 _MAKERS = {
@@ -46,7 +47,8 @@ _MAKERS = {
 class Contents:
     """Everything that the manifest of a new bundle is made from.
 
-    `graphs` begins with fp32; `artifacts` are those of the graphs and of the engines.
+    `graphs` begins with fp32; `artifacts` are those of the graphs and of the engines. `stages` maps the precisions of
+    further graphs to the hash of what they were made from.
     """
 
     net: Classifier
@@ -58,6 +60,7 @@ class Contents:
     golden: GoldenInfo
     notices: tuple[str, ...]
     created: datetime
+    stages: Mapping[str, str]
 
 
 def describe(contents: Contents, report: ParityReport | None = None) -> Manifest:
@@ -89,10 +92,11 @@ def describe(contents: Contents, report: ParityReport | None = None) -> Manifest
         modules=modules,
         provenance=Provenance(
             created=contents.created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            versions=_versions(),
+            versions=maker_versions(),
             exporter=fp32.exporter,
             opset=fp32.opset,
             notices=contents.notices,
+            stages=dict(contents.stages),
         ),
     )
 
@@ -126,7 +130,7 @@ def golden_info(file: FileInfo, golden: Golden, *, bundled: bool) -> GoldenInfo:
     )
 
 
-def _versions() -> dict[str, str]:
+def maker_versions() -> dict[str, str]:
     """Return package → version of what took part.
 
     One module comes under many distribution names (onnxruntime-gpu, -directml, -openvino, conda's); where the usual

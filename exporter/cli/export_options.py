@@ -337,6 +337,12 @@ OPTIONS = [
     ),
     _spec("labels_as_given", help="Keep labels that contradict labeled --calib images."),
     _spec("force", help="Replace an existing bundle."),
+    _spec(
+        "reuse",
+        type=click.Path(path_type=Path),
+        metavar="BUNDLE",
+        help="Take over what was made from the very same before.  [default: from the bundle that --force replaces]",
+    ),
     _spec("seed", type=int, help="Seed of untrained weights and sampling."),
     click.option(
         "--dry-run", is_flag=True, help="Check the request and say what would be written; write nothing."

@@ -76,9 +76,13 @@ class Lowered:
         files: further files of the bundle, such as the calibration table.
         search: the report of the search that decided on the graphs, None where nothing was searched for.
         times: what the search took; differs from run to run.
+        key: the hash of everything that they are made from (`reuse.stage_key`).
+        reused: whether they are an earlier bundle's.
     """
 
     graphs: tuple[GraphArtifact, ...]
     files: Mapping[str, bytes] = field(default_factory=dict)
     search: SearchReport | None = None
     times: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+    reused: bool = False

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
 from resnet_export.exporter.graph.int8 import lower_to_int8
 from resnet_export.exporter.graph.precision import TypedGraph, to_bf16, to_fp16
+from resnet_export.exporter.graph.reuse import Earlier, stage_key, take_over
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.runtime.precision import Precision
@@ -15,9 +17,10 @@ from resnet_export.runtime.precision import Precision
 __all__ = ["LOWERINGS", "lower"]
 
 
-def lower(precision: Precision, task: Lowering) -> Lowered:
-    """Return the graphs of one precision."""
-    return LOWERINGS[precision](task)
+def lower(precision: Precision, task: Lowering, earlier: Earlier | None = None) -> Lowered:
+    """Return the graphs of one precision: those of an `earlier` bundle where they were made from the very same."""
+    key = stage_key(precision, task)
+    return take_over(earlier, precision, key, task) or replace(LOWERINGS[precision](task), key=key)
 
 
 def _lower_to_fp16(task: Lowering) -> Lowered:

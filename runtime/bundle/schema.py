@@ -259,7 +259,10 @@ class GoldenInfo(Struct, frozen=True):
 
 
 class Provenance(Struct, frozen=True):
-    """What made the bundle. `versions` maps package name to version; `created` is UTC, ISO 8601."""
+    """What made the bundle. `versions` maps package name to version; `created` is UTC, ISO 8601.
+
+    `stages` maps a precision to the hash of everything that its graphs were made from: fp32 graph, images, options.
+    """
 
     created: Annotated[
         str,
@@ -271,6 +274,7 @@ class Provenance(Struct, frozen=True):
     exporter: Literal["dynamo", "torchscript", "onnx"]
     opset: Count
     notices: tuple[Prose, ...] = ()
+    stages: dict[str, Sha256] = {}
 
 
 class Manifest(Struct, frozen=True):

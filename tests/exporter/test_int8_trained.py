@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.cli import cli
+from resnet_export.exporter.graph import int8
 from resnet_export.exporter.models.resnet import ResNet, build
 from resnet_export.runtime import open_session
 from resnet_export.runtime.bundle.manifest import BatchRange, read_manifest
+from resnet_export.runtime.parity.report.schema import decode_report
 from resnet_export.runtime.preprocess import to_input
 from tests import hard_networks, trained
 from tests.digits import CLASSES, SIZE
@@ -148,3 +150,26 @@ def test_where_nothing_holds_the_exit_code_is_1_and_sensitive_layers_are_named(
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
     (verdict,) = [one for one in report["int8"]["verdicts"] if one["target"] == "tensorrt"]
     assert len(verdict["most_sensitive"]) >= 2
+
+
+def test_what_int8_is_made_of_is_not_searched_again_for_another_batch_range(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = lab.export(lab.network, "healthy")
+
+    def search(*_: object, **__: object) -> None:
+        raise AssertionError("the search began again")
+
+    monkeypatch.setattr(int8, "plan_int8", search)
+    model = ModelSpec(weights=str(lab.save(lab.network, "healthy")), image_size=SIZE)
+    spec = ExportSpec(
+        int8=True, calib=lab.calib, engine="none", batch=BatchRange(min=1, opt=4, max=24), reuse=before
+    )
+    again = export(model, spec, lab.folder / "again")
+    for graph in GRAPHS:
+        one, other = (read_manifest(bundle).artifact(graph) for bundle in (before, again.bundle.path))
+        assert (one.sha256, one.excluded) == (other.sha256, other.excluded)
+    assert again.report.int8 == decode_report((before / "report.json").read_bytes()).int8
+    assert again.bundle.manifest.batch.max == 24
+    assert again.report.verdict.status == "passed"
+    assert any("taken over" in notice for notice in again.bundle.manifest.provenance.notices)
