@@ -33,8 +33,8 @@ Result = list[Prediction] | ResnetExportError
 
 
 @click.command(name="infer")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER|PATTERN|LIST|-...")
+@click.argument("bundle")
+@click.argument("images", nargs=-1, metavar="IMAGE|FOLDER|PATTERN|LIST|-...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels per image.")
 @session_options
 @click.option(
@@ -45,10 +45,21 @@ Result = list[Prediction] | ResnetExportError
     show_default=True,
     help="jsonl writes a JSON object per image, csv a row per label, both at once; json all images in the end.",
 )
+@click.option(
+    "--triton",
+    metavar="URL",
+    help="Ask this Triton server (http://HOST:PORT or grpc://HOST:PORT, with /MODEL) and no BUNDLE.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the same as --format json.")
 @debug_option
 def command(
-    bundle: Path, images: tuple[str, ...], top: int, form: str, as_json: bool, **request: Any
+    bundle: str,
+    images: tuple[str, ...],
+    top: int,
+    form: str,
+    triton: str | None,
+    as_json: bool,
+    **request: Any,
 ) -> None:
     """Print the most probable labels of each image.
 
@@ -56,9 +67,11 @@ def command(
     printed in the end. Images are named by their files, by folders (with everything in them), by patterns such as
     'photos/**/*.jpg', by lists with a path a line (.txt, .csv), or by paths, a line each, on standard input (-).
     """
-    paths = _paths(images)
+    if triton is None and not images:
+        raise click.UsageError("Missing argument 'IMAGE|FOLDER|PATTERN|LIST|-...'.")
+    paths = _paths(images if triton is None else (bundle, *images))
     form = "json" if as_json else form
-    with open_session(bundle, **request) as session:
+    with _open(bundle, triton, request) as session:
         names: deque[str] = deque()  # of the images that are under way
 
         def sources() -> Iterator[Any]:
@@ -77,6 +90,19 @@ def command(
     if count.failed:
         click.echo(f"{count.failed} of {count.images} images failed", err=True)
         raise SystemExit(1)
+
+
+def _open(bundle: str, triton: str | None, request: dict[str, Any]) -> Any:
+    """Return what answers: a session, or the ensemble of a server."""
+    if triton is None:
+        return open_session(bundle, **request)
+    source = click.get_current_context().get_parameter_source
+    for name in request:
+        if source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise RequestError(f"--{name} was given with --triton, and the server decides it; leave it out")
+    from resnet_export.exporter.triton.client import open_ensemble
+
+    return open_ensemble(triton)
 
 
 class _Count:

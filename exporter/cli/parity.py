@@ -86,6 +86,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--no-layers", is_flag=True, help="Do not compare the layers of what fails.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N images of --data.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw that --limit makes.")
+@click.option(
+    "--triton",
+    metavar="URL",
+    help="Check what this Triton server runs: http://HOST:PORT or grpc://HOST:PORT, with /MODEL that model alone.",
+)
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write the report as JSON.")
 @click.option(
     "--junit", "junit_file", type=_FILE, metavar="FILE", help="Write JUnit XML: a case per criterion."

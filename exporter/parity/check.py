@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from resnet_export.runtime.bundle.manifest import Manifest, read_manifest
-from resnet_export.runtime.errors import DependencyError
+from resnet_export.runtime.errors import DependencyError, RequestError
 from resnet_export.runtime.parity.attribution.layers import Layerwise
 from resnet_export.runtime.parity.check import CompareLayers, run_parity
 from resnet_export.runtime.parity.criteria.tolerances import overrides_of
 from resnet_export.runtime.parity.measure.comparison import ImageBatch, printable
+from resnet_export.runtime.parity.plan import Run
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport
 from resnet_export.runtime.parity.report.search_report import SearchReport
 from resnet_export.runtime.parity.spec import BATCHES, ParitySpec, as_spec, check_path
@@ -58,6 +59,16 @@ def check_parity(
     overrides_of(spec.tolerances)  # whatever is wrong with a file is said before any work is done
     wanted = _wanted_layers(bundle, spec)
     images = None if batches is not None or spec.data is None else _Images.open(bundle, spec.data, spec)
+    served: tuple[Run, ...] = ()
+    if spec.triton is not None:
+        from resnet_export.exporter.triton.client import served_runs
+
+        for name in ("backends", "precisions", "threads"):
+            if getattr(spec, name) is not None:
+                raise RequestError(
+                    f"{name} were given with a server, which decides them itself; leave them out"
+                )
+        served = served_runs(bundle, spec.triton, artifacts=spec.artifacts)
     eager = None
     if spec.reference == "eager":
         from resnet_export.exporter.parity.eager import eager_reference
@@ -68,10 +79,11 @@ def check_parity(
         spec,
         batches=batches if images is None else images.batches(),
         eager=eager,
-        compare_layers=_layer_comparison(bundle, spec, wanted, progress),
+        compare_layers=None if served else _layer_comparison(bundle, spec, wanted, progress),
         search=search,
         times=times,
         full_batches_known=full_batches_known,
+        served=served,
         notes=tuple if images is None else images.notes,
         progress=progress,
     )

@@ -113,15 +113,15 @@ def ensemble(
     spec: TritonSpec,
     facts: Mapping[str, str],
 ) -> Any:
-    """Return the configuration of the ensemble: `image` → `label`, `probability`, `index` and `logits`.
+    """Return the configuration of the ensemble: `image` → `label`, `probability` and `index`.
 
-    `steps` are the models that decode, compute and name.
+    `steps` are the models that decode, compute and name. What is between them is no output: a server that is asked for
+    the other outputs alone would not make it, and not go on.
     """
     config = _base(name, served.batch.max, facts)
     config.platform = "ensemble"
     _bytes(config.input.add(), "image")
     _predictions(config, manifest, spec)
-    _tensor(config.output.add(), manifest.outputs[0])
     maps: Iterable[tuple[str, dict[str, str], dict[str, str]]] = zip(
         steps,
         ({"image": "image"}, {"input": "crop"}, {"logits": "logits"}),

@@ -28,7 +28,7 @@ from resnet_export.runtime.parity.data_check import ADD_EAGER, check_data, input
 from resnet_export.runtime.parity.golden_check import CheckContext, CheckedRun, check_golden, require_same
 from resnet_export.runtime.parity.measure.comparison import ImageBatch, Runner
 from resnet_export.runtime.parity.measure.metrics import varies
-from resnet_export.runtime.parity.plan import Plan, is_reference, plan
+from resnet_export.runtime.parity.plan import Plan, Run, is_reference, plan
 from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, check_preprocessing
 from resnet_export.runtime.parity.report.schema import Entry, ParityReport, identity, summarize
 from resnet_export.runtime.parity.report.search_report import SearchReport
@@ -54,6 +54,7 @@ def run_parity(
     search: SearchReport | None = None,
     times: Mapping[str, Any] | None = None,
     full_batches_known: Collection[str] = (),
+    served: Sequence[Run] = (),
     notes: Callable[[], Iterable[str]] = tuple,
     progress: Progress = silent,
     **options: Any,
@@ -71,6 +72,7 @@ def run_parity(
         times: further entries of the report's `times`.
         full_batches_known: artifacts whose full batches somebody compared already, as an export does after each
             step; they are not run again.
+        served: runs of a server to check in place of this host's; `spec.triton` is what reports call it.
         notes: called after the last image, for what stands in the report's notes besides.
         options: fields of `spec` by name, in place of its own: `run_parity(bundle, artifacts=["fp16"])`.
 
@@ -85,7 +87,7 @@ def run_parity(
         NoBackendError: `batches` were given, and no fp32 graph runs here that they could be compared with.
     """
     check_path("bundle", bundle, "a bundle's folder")
-    spec = _spec(spec, options, batches, eager, compare_layers)
+    spec = _spec(spec, options, batches, eager, compare_layers, served)
     overrides = overrides_of(spec.tolerances)
     asked = spec.printable()
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -95,7 +97,7 @@ def run_parity(
     if not np.isfinite(golden.logits[EAGER]).all():
         raise BundleError("the recorded eager logits hold NaN or infinity; export the bundle again")
     host = probe(imports=True)
-    planned = plan(manifest, host, asked)
+    planned = plan(manifest, host, asked, served=tuple(served))
     if batches is not None and eager is None and not any(map(is_reference, planned.runs)):
         raise NoBackendError(
             f"{asked.data} need the fp32 graph to be compared with, and nothing on this host runs it; install a "
@@ -164,6 +166,7 @@ def _spec(
     batches: object,
     eager: object,
     compare_layers: CompareLayers | None,
+    served: Sequence[Run],
 ) -> ParitySpec:
     """Return what is asked for, found to go with what was given beside it."""
     if batches is not None and (
@@ -189,6 +192,11 @@ def _spec(
         raise RequestError(
             "the reference is eager, and no eager network was given; resnet_export.exporter.parity.check.check_parity "
             "builds it"
+        )
+    if found.triton is not None and not served:
+        raise RequestError(
+            f"triton is {quoted(found.triton)}, and no runs of a server were given; "
+            "resnet_export.exporter.parity.check.check_parity asks it"
         )
     if compare_layers is not None:
         return found

@@ -28,7 +28,7 @@ from resnet_export.runtime.parity.criteria.tolerances import (
 )
 from resnet_export.runtime.parity.measure.comparison import Runner, compare, printable
 from resnet_export.runtime.parity.measure.metrics import distance, relative_error
-from resnet_export.runtime.parity.plan import Run
+from resnet_export.runtime.parity.plan import Opened, Run
 from resnet_export.runtime.parity.report.schema import Check, Entry, entry_key
 from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision, Tolerance
@@ -80,16 +80,7 @@ def check_golden(
 ) -> CheckedRun:
     """Open one run and check it on the golden images; with `keep` it stays open until `stack` closes it."""
     try:
-        session = stack.enter_context(
-            open_session(
-                bundle,
-                backend=run.backend,
-                precision=run.precision,
-                artifact=run.artifact.name,
-                device=run.device,
-                threads=context.spec.threads,
-            )
-        )
+        session = stack.enter_context(_open(bundle, run, context) if run.open is None else run.open())
     except BackendError as error:
         return CheckedRun(run, _entry(run, context, error=error_text("could not be opened", error)), None)
     require_same(session.manifest, context.manifest)
@@ -106,6 +97,17 @@ def check_golden(
     if not keep or entry.error is not None:
         session.close()
     return CheckedRun(run, entry, runner, found)
+
+
+def _open(bundle: str | os.PathLike[str], run: Run, context: CheckContext) -> Session:
+    return open_session(
+        bundle,
+        backend=run.backend,
+        precision=run.precision,
+        artifact=run.artifact.name,
+        device=run.device,
+        threads=context.spec.threads,
+    )
 
 
 def require_same(found: Manifest, expected: Manifest) -> None:
@@ -133,7 +135,7 @@ def _run_full(runner: Runner, found: NDArray[np.float32], context: CheckContext)
 
 def _golden_entry(
     run: Run,
-    session: Session,
+    session: Opened,
     found: NDArray[np.float32],
     full: Mapping[int, float | None],
     context: CheckContext,
@@ -222,7 +224,7 @@ def full_batches(count: int, batch: BatchRange) -> Iterator[NDArray[np.intp]]:
 
 
 def _entry(
-    run: Run, context: CheckContext, *, session: Session | None = None, error: str | None = None
+    run: Run, context: CheckContext, *, session: Opened | None = None, error: str | None = None
 ) -> Entry:
     choice = None if session is None else session.choice
     ran = run.precision if choice is None else choice.precision
@@ -230,13 +232,17 @@ def _entry(
     notes = () if choice is None else tuple(map(printable, choice.notes))
     if not run.wanted:
         notes += ("not requested; checked because it is the reference of the validation images",)
-    package = context.host.package(find_route(run.backend, run.provider).module)
+    if run.open is None:
+        package = context.host.package(find_route(run.backend, run.provider).module)
+        version = None if package is None else package.version
+    else:
+        version = run.version
     return Entry(
         artifact=run.artifact.name,
         sha256=run.artifact.sha256,
         backend=run.backend,
         provider=run.provider,
-        version=None if package is None else package.version,
+        version=version,
         device=run.device if choice is None else choice.device,
         declared=run.artifact.precision,
         ran=ran,

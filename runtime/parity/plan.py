@@ -5,19 +5,43 @@ A pure function of the manifest, the host and what was asked for; nothing is ope
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from resnet_export.runtime.backends.routes import ROUTES, Route, find_route
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest
 from resnet_export.runtime.parity.report.schema import Skipped
 from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision
-from resnet_export.runtime.select.choice import Considered
+from resnet_export.runtime.select.choice import Choice, Considered
 from resnet_export.runtime.select.host import HostFacts
 from resnet_export.runtime.select.resolver import resolve
 from resnet_export.runtime.select.spec import SessionSpec, parse_request
+
+
+class Opened(Protocol):
+    """What a check needs of a session, on this host or another."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle that runs."""
+
+    @property
+    def choice(self) -> Choice:
+        """What runs."""
+
+    def run(self, batch: NDArray[np.float32] | NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Return the logits of a batch."""
+
+    def close(self) -> None:
+        """End it. Twice is harmless."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +49,7 @@ class Run:
     """One artifact on one backend, to be opened with exactly these words.
 
     `wanted` is False for the fp32 run that was not asked for and takes part as the reference of further
-    images.
+    images. `open` opens what another host runs, and `version` is that of its server; both are None for this host.
     """
 
     artifact: Artifact
@@ -34,6 +58,8 @@ class Run:
     precision: Precision
     device: Literal["cpu", "gpu"]
     wanted: bool = True
+    open: Callable[[], Opened] | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,19 +76,31 @@ class Plan:
     unmet: tuple[str, ...]
 
 
-def plan(manifest: Manifest, host: HostFacts, asked: ParitySpec, routes: tuple[Route, ...] = ROUTES) -> Plan:
+def plan(
+    manifest: Manifest,
+    host: HostFacts,
+    asked: ParitySpec,
+    routes: tuple[Route, ...] = ROUTES,
+    *,
+    served: tuple[Run, ...] = (),
+) -> Plan:
     """Return what to run.
 
     Without `asked.precisions`, each artifact runs in its own precision; coarser arithmetic that a backend
     offers for fp32 graphs (bf16) is checked when it is asked for. With validation images and the onnx
-    reference, the fp32 graph runs on one backend even when it was not asked for. Raises BundleError or
-    RequestError for an artifact or backend that does not exist.
+    reference, the fp32 graph runs on one backend even when it was not asked for. Where `served` are given, the runs of
+    a server, this host runs nothing but that reference. Raises BundleError or RequestError for an artifact or backend
+    that does not exist.
     """
     for name in asked.artifacts or ():
         parse_request(manifest, artifact=name, routes=routes)
     for name in asked.backends or ():
         parse_request(manifest, backend=name, routes=routes)
     trace = resolve(manifest, host, SessionSpec(), routes=routes).trace
+    if served:
+        needed = asked.data is not None and asked.reference == "onnx"
+        reference = tuple(_references(manifest, host, trace, routes)) if needed else ()
+        return Plan(runs=(*reference, *served), skipped=(), unverified=(), unmet=())
     runs: list[Run] = []
     skipped: list[Skipped] = []
     for artifact in manifest.artifacts:
@@ -98,9 +136,10 @@ def plan(manifest: Manifest, host: HostFacts, asked: ParitySpec, routes: tuple[R
 
 
 def is_reference(run: Run) -> bool:
-    """Whether validation images may be compared with this run: the fp32 graph, computed in fp32."""
+    """Whether validation images may be compared with this run: the fp32 graph, computed here in fp32."""
     return (
-        run.artifact.kind == "onnx"
+        run.open is None
+        and run.artifact.kind == "onnx"
         and run.artifact.precision is Precision.FP32
         and run.precision is Precision.FP32
     )

@@ -46,6 +46,8 @@ class ParitySpec(Struct, frozen=True):
         layers: whose layers are compared with the fp32 graph's: those of the artifacts that "failed" where they are
             the cause, of these artifacts or "all", or "none".
         threads: CPU threads of each backend; None: the backend decides.
+        triton: check what this Triton server runs, and nothing here: http://HOST:PORT or grpc://HOST:PORT, with /MODEL
+            that model alone. A server that speaks the Open Inference Protocol with Triton's configurations does too.
 
     Raises RequestError when a value is of the wrong kind, out of range, or without the data that it is about. Names in
     any collection, paths and numpy's numbers are taken, and are plain tuples, texts and numbers afterwards.
@@ -66,6 +68,7 @@ class ParitySpec(Struct, frozen=True):
     tolerances: str | dict[Precision, Override] | None = None
     layers: str | tuple[str, ...] = "failed"
     threads: int | None = None
+    triton: str | None = None
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -225,6 +228,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "tolerances": _tolerances,
     "layers": _layers,
     "threads": _count_of("thread"),
+    "triton": _path_of("a server: grpc://HOST:PORT"),
 }
 """What makes a field's value plain, or refuses it."""
 

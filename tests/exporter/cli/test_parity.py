@@ -157,11 +157,18 @@ def test_every_option_of_the_command_is_in_the_spec_that_reaches_the_check(
     assert flags - {"--json", "--junit", "--markdown", "--html", "--quiet", "--debug"} <= {
         *given,
         "--no-layers",
+        "--triton",
     }
     done = run(*given)
     assert done.exit_code == 0, done.output
     assert run("--no-layers").exit_code == 0
-    assert [list(spec.arguments()) for spec in seen] == [given, ["--backend", "onnxruntime", "--no-layers"]]
+    server = ["--triton", "grpc://localhost:8001"]
+    assert run(*server).exit_code == 0
+    assert [list(spec.arguments()) for spec in seen] == [
+        given,
+        ["--backend", "onnxruntime", "--no-layers"],
+        ["--backend", "onnxruntime", *server],
+    ]
 
 
 def test_the_reports_agree(run: Run) -> None:

@@ -134,6 +134,7 @@ ASKED = {
     "tolerances": {Precision.FP16: Override(relative_error=None)},
     "layers": ("fp16",),
     "threads": 2,
+    "triton": "grpc://localhost:8001",
 }
 
 
