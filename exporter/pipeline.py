@@ -246,7 +246,11 @@ def write_graphs(
     written = []
     for graph in graphs:
         finished = finish(
-            graph.graph, info=job.net.info, preprocessing=job.preprocessing, precision=graph.precision
+            graph.graph,
+            info=job.net.info,
+            labels=job.net.labels,
+            preprocessing=job.preprocessing,
+            precision=graph.precision,
         )
         data = serialize(finished.model)
         written.append((artifact_of(graph, stage.write(graph.file, data)), data))

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from resnet_export.exporter.engine.targets import EnginePlan
+from resnet_export.exporter.models.hub import hub_name
 from resnet_export.exporter.models.weight_source import locate
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.manifest import ModelInfo
@@ -84,6 +85,10 @@ def folder_name(model: ModelSpec) -> str | None:
         return Path(model.model.rpartition(":")[2]).stem
     if model.arch is not None and ":" in model.arch:
         return model.arch.rpartition(":")[2].partition(".")[0]
+    if model.depth is None and model.arch is None and model.weights is not None:
+        found = hub_name(model.weights)
+        if found is not None or Path(model.weights).is_dir():
+            return Path(model.weights).resolve().name if found is None else found["name"].partition("/")[2]
     architecture = locate(model).architecture
     return None if architecture is None else architecture.name
 

@@ -194,8 +194,9 @@ OPTIONS = [
     ),
     _spec(
         "weights",
-        metavar="FILE",
-        help="Checkpoint (.pth, .pt, .safetensors), or `imagenet`, or a torchvision weight name. "
+        metavar="FILE|DIR|hf:NAME[@REV]",
+        help="Checkpoint (.pth, .pt, .safetensors), `imagenet`, a torchvision weight name, a folder with config.json "
+        "as timm and transformers write it, or a repository of the Hugging Face hub, `hf:OWNER/NAME@REVISION`. "
         "Without it the network is untrained.",
     ),
     _spec(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -22,13 +22,19 @@ _PRODUCER = "resnet-export"
 
 
 def finish(
-    graph: ExportedGraph, *, info: ModelInfo, preprocessing: Preprocessing, precision: Precision
+    graph: ExportedGraph,
+    *,
+    info: ModelInfo,
+    labels: Sequence[str],
+    preprocessing: Preprocessing,
+    precision: Precision,
 ) -> ExportedGraph:
     """Return the graph as it is shipped: one self-contained, described and checked ModelProto.
 
     `metadata_props` gets the architecture, the number of classes, the origin of the weights, the
-    preprocessing as JSON, and the precision, so that the file explains itself outside its bundle. Nothing in
-    it depends on time, place or process: the same graph gives the same bytes.
+    preprocessing as JSON, and the precision, so that the file explains itself outside its bundle; and what readers of
+    Ultralytics look for: `names` (a Python dictionary of index → label), `task`, `imgsz`, `stride` and `batch`. Nothing
+    in it depends on time, place or process: the same graph gives the same bytes.
 
     Raises ExportError when data lies outside the file, or when the ONNX checker or its strict shape inference
     finds a fault.
@@ -43,7 +49,7 @@ def finish(
     model.producer_version = _version()
     model.graph.name = info.arch
     del model.metadata_props[:]
-    for key, value in _facts(info, preprocessing, precision).items():
+    for key, value in _facts(info, labels, preprocessing, precision).items():
         model.metadata_props.add(key=key, value=value)
     try:
         types = infer_types(model)
@@ -58,7 +64,9 @@ def finish(
     return replace(graph, model=model)
 
 
-def _facts(info: ModelInfo, preprocessing: Preprocessing, precision: Precision) -> Mapping[str, str]:
+def _facts(
+    info: ModelInfo, labels: Sequence[str], preprocessing: Preprocessing, precision: Precision
+) -> Mapping[str, str]:
     weights = info.weights
     origin = {"weights.sha256": weights.sha256, "weights.seed": weights.seed}
     return {
@@ -68,6 +76,11 @@ def _facts(info: ModelInfo, preprocessing: Preprocessing, precision: Precision) 
         **{key: str(value) for key, value in origin.items() if value is not None},
         "preprocessing": msgspec.json.encode(preprocessing).decode(),
         "precision": str(precision),
+        "names": repr(dict(enumerate(labels))),
+        "task": "classify",
+        "imgsz": repr(list(preprocessing.size)),
+        "stride": "1",  # the size is fixed: nothing is to be rounded to a multiple
+        "batch": "1",
     }
 
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from resnet_export.exporter.models.download import fetch
+from resnet_export.exporter.models.hub import HubFolder
 from resnet_export.exporter.models.key_map import read_key_map
 from resnet_export.exporter.models.key_report import Match, recognize
 from resnet_export.exporter.models.metadata import architecture_name
 from resnet_export.exporter.models.parametrizations import plain_weights
 from resnet_export.exporter.models.state_dict import choose_set, read_checkpoint, require_dense
+from resnet_export.exporter.models.stated import Stated, stated_by
 from resnet_export.exporter.models.weight_source import file_state, locate, printable, sha256_of
 from resnet_export.exporter.models.zoo import Architecture, PublishedWeights
 from resnet_export.exporter.spec import ModelSpec
@@ -23,7 +25,7 @@ from resnet_export.runtime.bundle.manifest import WeightsInfo
 from resnet_export.runtime.errors import CheckpointError, RequestError
 from resnet_export.runtime.progress import Progress, silent
 
-__all__ = ["Checkpoint", "load_weights", "read_weights"]
+__all__ = ["Checkpoint", "load_weights", "read_weights", "weights_info"]
 
 _NORM_EPSILON = 1e-5  # of nn.BatchNorm2d
 
@@ -45,9 +47,18 @@ class Checkpoint:
     in_channels: int = 3
     values: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def stated(self) -> Stated:
+        """What is known of the images that the weights were made for."""
+        if self.published is None:
+            return stated_by(self.values)
+        return Stated("torchvision's weights", crop=self.published.crop, resize=self.published.resize)
 
-def load_weights(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
+
+def load_weights(spec: ModelSpec, progress: Progress = silent, folder: HubFolder | None = None) -> Checkpoint:
     """Load what `spec.weights` names: a checkpoint file, "imagenet", or a torchvision weight name.
+
+    `folder` is what the file was found in, and says more of it.
 
     Raises RequestError when the request contradicts itself, CheckpointError when the weights cannot be had, read
     or trusted, or are of another architecture or number of classes than asked for, and KeyMismatchError,
@@ -63,6 +74,7 @@ def load_weights(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
     before = file_state(path)
     sha256 = _hash(path, source.published)
     tensors, values, notices, prefix = read_weights(path, spec)
+    values = {**(folder.values if folder is not None else {}), **values}
     match = recognize(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         path=path,
@@ -79,7 +91,7 @@ def load_weights(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
     if file_state(path) != before:
         raise CheckpointError(f"{path} was changed while it was read; give it again when it is written whole")
     if source.published is None:
-        info = WeightsInfo(source="file", name=printable(path.name), sha256=sha256)
+        info = weights_info(path, sha256, folder)
     else:
         name = f"{match.row.title}_Weights.{source.published.name}"
         info = WeightsInfo(source="torchvision", name=name, sha256=sha256)
@@ -105,6 +117,15 @@ def read_weights(
     if spec.key_map is not None:
         tensors = read_key_map(spec.key_map).rename(tensors, path)
     return tensors, file.values, (*notices, *said), prefix
+
+
+def weights_info(path: Path, sha256: str, folder: HubFolder | None = None) -> WeightsInfo:
+    """Return what a manifest says of a file of weights, which may stand in a folder of the hub's form."""
+    if folder is None:
+        return WeightsInfo(source="file", name=printable(path.name), sha256=sha256)
+    if folder.revision is None:
+        return WeightsInfo(source="file", name=printable(f"{folder.name}/{path.name}"), sha256=sha256)
+    return WeightsInfo(source="hub", name=folder.name, sha256=sha256, revision=folder.revision)
 
 
 def _hash(path: Path, published: PublishedWeights | None) -> str:

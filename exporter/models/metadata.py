@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["architecture_name", "class_names"]
+from resnet_export.exporter.models.labels import default_labels, read_labels
+from resnet_export.exporter.spec import ModelSpec
+
+__all__ = ["architecture_name", "choose_labels", "named_values"]
 
 _ARCHITECTURE = (
     "arch",
@@ -29,10 +32,12 @@ _CLASSES = (
     "id2label",
     "label2id",
     "label_names",
+    "labels",
+    "names",
 )
 
 
-def _named(values: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
+def named_values(values: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
     """Values whose own name is one of `names`, in that order, those that stand highest first."""
     for name in names:
         for place in sorted(values, key=lambda place: place.count(".")):
@@ -45,7 +50,7 @@ def _named(values: Mapping[str, Any], names: Sequence[str]) -> Iterator[Any]:
 
 def architecture_name(values: Mapping[str, Any]) -> str | None:
     """Return the architecture that the file names, if it names one."""
-    for value in _named(values, _ARCHITECTURE):
+    for value in named_values(values, _ARCHITECTURE):
         if isinstance(value, str) and value.strip():
             return value
     for value in values.values():
@@ -56,13 +61,44 @@ def architecture_name(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def class_names(values: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Return the names of the classes in order, if the file has as many as there are classes."""
-    for value in _named(values, _CLASSES):
-        names = _in_order(value)
-        if names is not None and len(names) == num_classes:
-            return names
-    return None
+def choose_labels(
+    spec: ModelSpec, values: Mapping[str, Any], num_classes: int, *, ask: bool = True
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the classes, and notices of where they are from.
+
+    Those of the request come first, then those of the source, then ImageNet's for 1000 classes, or numbers.
+
+    Args:
+        values: what stands beside the weights, by place.
+        ask: whether to say that ImageNet's were assumed.
+
+    Raises RequestError when the request's do not fit.
+    """
+    if spec.labels is not None:
+        return read_labels(spec.labels, num_classes), ()
+    found = [names for value in named_values(values, _CLASSES) if (names := _in_order(value)) is not None]
+    # transformers writes LABEL_0, LABEL_1, … where nobody named the classes.
+    found = [names for names in found if not all(re.fullmatch(r"LABEL_\d+", name) for name in names)]
+    fitting = [names for names in found if len(names) == num_classes]
+    if fitting:
+        labels = _described(fitting[0], values)
+        return labels, (f"the labels are those in the checkpoint: {labels[0]}, …, {labels[-1]}",)
+    notices = tuple(
+        f"the names of {len(names)} classes in the checkpoint ({names[0]}, …) were not used: the network has "
+        f"{num_classes} classes"
+        for names in found[:1]
+    )
+    if num_classes == 1000 and ask:
+        notices += ("no labels were given: ImageNet's are used, because the network has 1000 classes",)
+    return default_labels(num_classes), notices
+
+
+def _described(names: tuple[str, ...], values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return timm's descriptions of the names, where it has one of each: names alone may be WordNet's numbers."""
+    for value in named_values(values, ("label_descriptions",)):
+        if isinstance(value, Mapping) and all(isinstance(value.get(name), str) for name in names):
+            return _lines(value[name] for name in names) or names
+    return names
 
 
 def _in_order(value: Any) -> tuple[str, ...] | None:

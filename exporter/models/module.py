@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 
 from resnet_export.exporter.graph.stage_check import LOGITS
 from resnet_export.exporter.models.classifier import Classifier
-from resnet_export.exporter.models.labels import default_labels, read_labels
-from resnet_export.exporter.models.preprocessing import assumed, choose_preprocessing
+from resnet_export.exporter.models.metadata import choose_labels
+from resnet_export.exporter.models.preprocessing import NOTHING, assumed, choose_preprocessing
+from resnet_export.exporter.models.stated import Stated
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import ModelInfo, WeightsInfo
 from resnet_export.runtime.errors import RequestError
@@ -19,15 +23,19 @@ from resnet_export.runtime.errors import RequestError
 __all__ = ["load_module"]
 
 
-def load_module(spec: ModelSpec) -> Classifier:
+def load_module(
+    spec: ModelSpec, stated: Stated = NOTHING, values: Mapping[str, Any] = MappingProxyType({})
+) -> Classifier:
     """Return the classifier that `spec.module` is: a copy in float32, on the CPU, in evaluation mode.
+
+    `stated` and `values` are what its source says of its images, and beside its weights.
 
     The module takes normalized images float32 [N, C, H, W], and returns logits [N, classes], or a dictionary of float
     outputs with "logits" first. A module that has no `forward` of its own, as a training loop's may have none,
     stands for the one module that it holds. Raises RequestError when it is none of these, or the request contradicts
     it.
     """
-    preprocessing = choose_preprocessing(spec, None)
+    preprocessing = choose_preprocessing(spec, stated)
     side = preprocessing.crop
     height, width = (side, side) if isinstance(side, int) else side
     example = torch.zeros(2, preprocessing.channels, height, width)
@@ -59,7 +67,7 @@ def load_module(spec: ModelSpec) -> Classifier:
         raise RequestError(
             f"the module has {classes} classes, but {spec.num_classes} were asked for; leave it out"
         )
-    labels = default_labels(classes) if spec.labels is None else read_labels(spec.labels, classes)
+    labels, said = choose_labels(spec, values, classes, ask=False)
     name = type(network).__name__
     return Classifier(
         module=network,
@@ -71,7 +79,7 @@ def load_module(spec: ModelSpec) -> Classifier:
         ),
         preprocessing=preprocessing,
         labels=labels,
-        notices=assumed(spec, preprocessing),
+        notices=(*said, *assumed(spec, preprocessing, stated)),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -26,9 +26,10 @@ from resnet_export.exporter.graph.exported_graph import (
 )
 from resnet_export.exporter.graph.module_names import node_names, renamed
 from resnet_export.exporter.models.classifier import Classifier
-from resnet_export.exporter.models.labels import default_labels, read_labels
+from resnet_export.exporter.models.metadata import choose_labels
 from resnet_export.exporter.models.onnx_reading import read_onnx
-from resnet_export.exporter.models.preprocessing import assumed, choose_preprocessing
+from resnet_export.exporter.models.preprocessing import NOTHING, assumed, choose_preprocessing
+from resnet_export.exporter.models.stated import Stated, stated_by_preprocessing
 from resnet_export.exporter.models.weight_source import printable
 from resnet_export.exporter.spec import ModelSpec, Size
 from resnet_export.runtime.bundle.manifest import ModelInfo, Preprocessing, WeightsInfo
@@ -53,10 +54,11 @@ def load_onnx_file(spec: ModelSpec) -> Classifier:
     path = Path(str(spec.onnx_file))
     model, sha256 = read_onnx(path)
     layout, channels, side = _input_of(model, path, spec)
-    preprocessing = choose_preprocessing(spec, None, channels, side)
+    values, stated = _metadata(model, path)
+    preprocessing = choose_preprocessing(spec, stated, channels, side)
     source = _with_input(model, layout, preprocessing)
     source, classes, notices = _with_logits(source, path, spec, preprocessing)
-    labels = default_labels(classes) if spec.labels is None else read_labels(spec.labels, classes)
+    labels, said = choose_labels(spec, values, classes, ask=False)
     graph = _in_opset(source, path)
     return Classifier(
         module=OnnxNetwork(source, _named(graph, path)),
@@ -68,8 +70,20 @@ def load_onnx_file(spec: ModelSpec) -> Classifier:
         ),
         preprocessing=preprocessing,
         labels=labels,
-        notices=(*notices, *assumed(spec, preprocessing)),
+        notices=(*notices, *said, *assumed(spec, preprocessing, stated)),
     )
+
+
+def _metadata(model: onnx.ModelProto, path: Path) -> tuple[dict[str, Any], Stated]:
+    """Return the names of classes in the file, and what it states of its images, as an export here writes them."""
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    stated = NOTHING
+    if "preprocessing" in found:
+        stated = stated_by_preprocessing(found["preprocessing"], path.name)
+    try:
+        return {"names": ast.literal_eval(found["names"])}, stated
+    except (KeyError, ValueError, SyntaxError, MemoryError, RecursionError):
+        return {}, stated
 
 
 def _input_of(

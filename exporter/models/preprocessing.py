@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from resnet_export.exporter.models.zoo import PublishedWeights
+from resnet_export.exporter.models.stated import Stated
 from resnet_export.exporter.spec import ModelSpec, Size
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.bundle.schema import CHANNELS
@@ -13,6 +14,9 @@ from resnet_export.runtime.errors import RequestError
 # torchvision evaluates so unless the weights say otherwise.
 _RESIZE, _CROP = 256, 224
 _RGB = 3
+
+NOTHING = Stated()
+_ASKED = ("resize", "interpolation", "mean", "std")
 
 _KINDS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 
@@ -26,36 +30,36 @@ def usual_preprocessing(channels: int) -> Preprocessing:
 
 
 def choose_preprocessing(
-    spec: ModelSpec, published: PublishedWeights | None, channels: int | None = None, size: Size = _CROP
+    spec: ModelSpec, stated: Stated = NOTHING, channels: int | None = None, size: Size = _CROP
 ) -> Preprocessing:
     """Return the preprocessing of a bundle.
 
-    The crop is the image size. What the request leaves open is that of the published weights, or else ImageNet's usual:
-    the shorter side in the ratio 256 to 224 to the crop, bilinear, ImageNet's mean and standard deviation. For an
-    oblong crop nothing is usual: the image is squashed to it. For grayscale and RGBA, mean and standard deviation are
-    0.5.
+    The crop is the image size. What the request leaves open is what the source states, and what neither says is
+    ImageNet's usual: the shorter side in the ratio 256 to 224 to the crop, bilinear, ImageNet's mean and standard
+    deviation. For an oblong crop nothing is usual: the image is squashed to it. For grayscale and RGBA, mean and
+    standard deviation are 0.5.
 
     Args:
         spec: the request.
-        published: the published weights that are asked for.
+        stated: what the source says of its images.
         channels: the network's input channels, where its weights say so; they are held to `spec.input_channels`.
-        size: height and width that the network was designed for, where the request has none.
+        size: height and width that the network was designed for, where neither the request nor the source has any.
 
     Raises RequestError for values that cannot be.
     """
     count = _channels(spec, channels)
-    crop = _collapsed(size if spec.image_size is None else spec.image_size)
-    shorter, of = (_RESIZE, _CROP) if published is None else (published.resize, published.crop)
-    resize = spec.resize
+    stated = stated.for_channels(count)
+    crop = _collapsed(spec.image_size or stated.crop or size)
+    resize = spec.resize or stated.resize_to(crop)
     if resize is None:
-        resize = round(crop * shorter / of) if isinstance(crop, int) else crop
+        resize = round(crop * _RESIZE / _CROP) if isinstance(crop, int) else crop
     usual = usual_preprocessing(count)
     chosen = Preprocessing(
         resize=resize,
         crop=crop,
-        interpolation=usual.interpolation if spec.interpolation is None else spec.interpolation,
-        mean=usual.mean if spec.mean is None else _per_channel(spec.mean, count, "mean"),
-        std=usual.std if spec.std is None else _per_channel(spec.std, count, "standard deviation"),
+        interpolation=spec.interpolation or stated.interpolation or usual.interpolation,
+        mean=_per_channel(spec.mean or stated.mean or usual.mean, count, "mean"),
+        std=_per_channel(spec.std or stated.std or usual.std, count, "standard deviation"),
     )
     _check_sizes(chosen)
     if not all(0 <= value <= 1 for value in chosen.mean):
@@ -71,16 +75,35 @@ def choose_preprocessing(
     return chosen
 
 
-def assumed(spec: ModelSpec, chosen: Preprocessing) -> tuple[str, ...]:
-    """Return the notice that a checkpoint's preprocessing was guessed, if the request says nothing of it."""
-    if any(given is not None for given in (spec.resize, spec.interpolation, spec.mean, spec.std)):
-        return ()
-    usual = chosen.channels == _RGB and isinstance(chosen.crop, int)
-    whose = "ImageNet's" if usual else "this"
+def assumed(spec: ModelSpec, chosen: Preprocessing, stated: Stated = NOTHING) -> tuple[str, ...]:
+    """Return the notice of where the preprocessing is from, and what of it was guessed; then what was not used.
+
+    Nothing is said where the request says it.
+    """
+    stated = stated.for_channels(chosen.channels)
+    given = [name for name in _ASKED if getattr(spec, name) is not None]
+    used = [name for name in stated.says if name not in given and getattr(spec, name) is None]
+    guessed = [name for name in _ASKED if name not in given and name not in used]
+    usual = "ImageNet's" if chosen.channels == _RGB and isinstance(chosen.crop, int) else "the usual"
+    if used:
+        guess = f"; it does not say {_named(guessed)}, {usual} is assumed" if guessed else ""
+        asked = f"; {_named(given)} as asked for" if given else ""
+        return (
+            f"preprocessing as {stated.whose} says: {chosen.words}{asked}{guess}",
+            *stated.remarks,
+        )
+    if given:
+        return stated.remarks
+    whose = usual if usual == "ImageNet's" else "this"
     return (
         f"the checkpoint does not say what its images are like, {whose} preprocessing is assumed: {chosen.words}; "
         "if it was trained otherwise, give --resize, --interpolation, --mean or --std",
+        *stated.remarks,
     )
+
+
+def _named(options: Sequence[str]) -> str:
+    return " and ".join(f"--{name.replace('_', '-')}" for name in options)
 
 
 def _channels(spec: ModelSpec, channels: int | None) -> int:

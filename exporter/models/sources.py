@@ -8,7 +8,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,18 +17,28 @@ import torch
 from torch import nn
 
 from resnet_export.exporter.models.batch_statistics import measure_batch_statistics
-from resnet_export.exporter.models.checkpoint import read_weights
+from resnet_export.exporter.models.checkpoint import read_weights, weights_info
 from resnet_export.exporter.models.classifier import Classifier
+from resnet_export.exporter.models.hub import HubFolder
 from resnet_export.exporter.models.libraries import import_library
+from resnet_export.exporter.models.metadata import named_values
 from resnet_export.exporter.models.module import load_module
 from resnet_export.exporter.models.photographs import photographs
-from resnet_export.exporter.models.preprocessing import usual_preprocessing
+from resnet_export.exporter.models.preprocessing import NOTHING, usual_preprocessing
+from resnet_export.exporter.models.stated import (
+    Stated,
+    merged,
+    stated_by,
+    stated_by_timm,
+    stated_by_torchvision,
+)
+from resnet_export.exporter.models.weight_source import file_state, sha256_of
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import WeightsInfo
 from resnet_export.runtime.errors import CheckpointError, RequestError
 from resnet_export.runtime.preprocess import normalize
 
-__all__ = ["load_other", "resolve_module"]
+__all__ = ["Resolved", "load_other", "resolve"]
 
 _LIBRARIES = ("timm", "torchvision")
 
@@ -48,18 +58,39 @@ class _Program(nn.Module):
         return self.program(x)
 
 
-def load_other(spec: ModelSpec) -> Classifier:
-    """Return the classifier of a network that is not in the zoo. Raises what `resolve_module` and `load_module` do.
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """A network, and what its source says beside it.
+
+    Attributes:
+        module: the network.
+        stated: what is known of its images.
+        values: what stands beside its weights, by place.
+        weights: where the weights are from; None where the module brought them, or has none.
+        notices: sentences on how the weights were read.
+    """
+
+    module: nn.Module
+    stated: Stated = NOTHING
+    values: Mapping[str, Any] = field(default_factory=dict)
+    weights: WeightsInfo | None = None
+    notices: tuple[str, ...] = ()
+
+
+def load_other(spec: ModelSpec, folder: HubFolder | None = None) -> Classifier:
+    """Return the classifier of a network that is not in the zoo. Raises what `resolve` and `load_module` do.
 
     A library's network without weights is untrained: it has the library's own initialization, from the seed, and batch
     statistics of the bundled photographs.
     """
-    net = load_module(resolve_module(spec))
+    found = resolve(spec, folder)
+    net = load_module(replace(spec, module=found.module), found.stated, found.values)
+    net = replace(net, notices=(*found.notices, *net.notices))
     if spec.arch is None:
         return net
     info = msgspec.structs.replace(net.info, arch=spec.arch)
-    if spec.weights is not None:
-        return replace(net, info=info)
+    if found.weights is not None:
+        return replace(net, info=msgspec.structs.replace(info, weights=found.weights))
     steps = net.preprocessing
     # Not as requested: whatever the mean and standard deviation, a seed means the same network.
     images = normalize(photographs(steps.size, steps.channels), usual_preprocessing(steps.channels))
@@ -76,26 +107,25 @@ def load_other(spec: ModelSpec) -> Classifier:
     )
 
 
-def resolve_module(spec: ModelSpec) -> ModelSpec:
-    """Return `spec` with the module that `arch` ("timm:NAME", "torchvision:NAME") or `model` asks for.
+def resolve(spec: ModelSpec, folder: HubFolder | None = None) -> Resolved:
+    """Return the network that `module`, `arch` ("timm:NAME", "torchvision:NAME") or `model` of `spec` asks for.
 
     `model` is a factory, "package.module:function", called with the keyword arguments of `model_args` ("key=value"; a
     value is a Python literal, or text), or a program of torch.export, "net.pt2". A factory is code, and runs with
-    all the rights of this process. `weights` of a library's network are a checkpoint with its own names.
+    all the rights of this process. `weights` of a library's network are a checkpoint with its own names, which may
+    stand in a `folder` of the hub's form.
 
     Raises RequestError when there is no such network, factory or program, or it does not make an nn.Module;
     CheckpointError when the weights do not fit; DependencyError when the library is not installed.
     """
     if spec.model is not None:
-        module = _program(Path(spec.model)) if spec.model.endswith(".pt2") else _factory(spec)
-    elif spec.arch is not None and ":" in spec.arch:
-        module = _library(spec)
-    else:
-        return spec
-    return replace(spec, module=module, depth=None, arch=None, weights=None, model=None, model_args=())
+        return Resolved(_program(Path(spec.model)) if spec.model.endswith(".pt2") else _factory(spec))
+    if spec.arch is not None and ":" in spec.arch:
+        return _library(spec, folder)
+    return Resolved(spec.module)
 
 
-def _library(spec: ModelSpec) -> Any:
+def _library(spec: ModelSpec, folder: HubFolder | None) -> Resolved:
     library, _, name = str(spec.arch).partition(":")
     if library not in _LIBRARIES:
         raise RequestError(f"there is no library {library!r}; give timm:NAME or torchvision:NAME")
@@ -108,12 +138,26 @@ def _library(spec: ModelSpec) -> Any:
     options: dict[str, Any] = {} if spec.num_classes is None else {"num_classes": spec.num_classes}
     if library == "timm" and spec.input_channels is not None:
         options["in_chans"] = spec.input_channels
-    tensors = None
+    tensors: Mapping[str, Any] | None = None
+    values: Mapping[str, Any] = {}
+    weights: WeightsInfo | None = None
+    notices: tuple[str, ...] = ()
     if spec.weights is not None:
-        tensors, _, _, _ = read_weights(Path(spec.weights), spec)
+        path = Path(spec.weights)
+        before = file_state(path)
+        weights = weights_info(path, sha256_of(path), folder)
+        tensors, beside, notices, _ = read_weights(path, spec)
+        if file_state(path) != before:
+            raise CheckpointError(
+                f"{path} was changed while it was read; give it again when it is written whole"
+            )
+        values = {**(folder.values if folder is not None else {}), **beside}
         head = [tensor for key, tensor in tensors.items() if key.endswith("weight") and tensor.ndim == 2]
         if head and spec.num_classes is None:
             options["num_classes"] = len(head[-1])
+        arguments = next(named_values(values, ("model_args",)), None)
+        if folder is not None and isinstance(arguments, Mapping):
+            options |= {str(key): value for key, value in arguments.items()}
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(spec.seed)
@@ -126,7 +170,21 @@ def _library(spec: ModelSpec) -> Any:
             ) from error
     if tensors is not None:
         _load(module, tensors, spec)
-    return module
+    usual = _usual(package, library, name)
+    stated = usual if weights is None else merged(stated_by(values), usual)
+    return Resolved(module, stated, values, weights, notices)
+
+
+def _usual(package: Any, library: str, name: str) -> Stated:
+    """Return what the library's own weights of a network were evaluated with, where it has any."""
+    plain = name.partition(".")[0]
+    if library == "timm":
+        config = package.get_pretrained_cfg(name, allow_unregistered=True)
+        return (
+            NOTHING if config is None else stated_by_timm(config.to_dict(), f"timm's configuration of {name}")
+        )
+    weights = package.models.get_model_weights(plain).DEFAULT
+    return stated_by_torchvision(weights.transforms(), f"torchvision's {weights}")
 
 
 def _load(module: Any, tensors: Mapping[str, Any], spec: ModelSpec) -> None:

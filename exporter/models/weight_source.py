@@ -110,10 +110,7 @@ def _refuse_address(text: str) -> None:
         )
     if re.match(r"hf([-_]hub)?:", text):
         name = text.partition(":")[2]
-        raise RequestError(
-            f"{name} is a name in the Hugging Face hub, and nothing is downloaded from it; fetch its "
-            "model.safetensors and give the path of that file"
-        )
+        raise RequestError(f"{text} is a name in the Hugging Face hub; give it as hf:{name} to fetch it")
     if re.fullmatch(r"[\w-]+/[\w.-]+", text) and Path(text).suffix not in (
         ".pth",
         ".pt",
@@ -121,8 +118,7 @@ def _refuse_address(text: str) -> None:
         ".ckpt",
     ):
         raise RequestError(
-            f"there is no file {text}; nothing is downloaded from the Hugging Face hub: fetch model.safetensors of a "
-            "repository and give the path of that file"
+            f"there is no file {text}; give hf:{text} for the repository of that name in the Hugging Face hub"
         )
 
 

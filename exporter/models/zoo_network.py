@@ -7,8 +7,9 @@ from torch import nn
 
 from resnet_export.exporter.models.checkpoint import Checkpoint, load_weights
 from resnet_export.exporter.models.classifier import Classifier
+from resnet_export.exporter.models.hub import HubFolder
 from resnet_export.exporter.models.labels import default_labels, read_labels
-from resnet_export.exporter.models.metadata import class_names
+from resnet_export.exporter.models.metadata import choose_labels
 from resnet_export.exporter.models.photographs import photographs
 from resnet_export.exporter.models.preprocessing import assumed, choose_preprocessing, usual_preprocessing
 from resnet_export.exporter.models.resnet import build, initialize
@@ -26,8 +27,12 @@ __all__ = ["load_zoo_network"]
 _STATISTICS_SIZE = 160
 
 
-def load_zoo_network(spec: ModelSpec, progress: Progress = silent) -> Classifier:
+def load_zoo_network(
+    spec: ModelSpec, progress: Progress = silent, folder: HubFolder | None = None
+) -> Classifier:
     """Build the network that `spec` describes, with its weights loaded or, without weights, seeded and untrained.
+
+    `folder` is what `spec.weights` was found in, and says more of them.
 
     Raises RequestError when the request is inconsistent or its labels do not fit, and CheckpointError when the
     weights cannot be used.
@@ -37,13 +42,9 @@ def load_zoo_network(spec: ModelSpec, progress: Progress = silent) -> Classifier
         read_labels(spec.labels, spec.num_classes)
     row = source.architecture
     if row is not None and source.file is None and source.published is None:
-        return _untrained(spec, row, choose_preprocessing(spec, None, size=row.image_size), progress)
-    choose_preprocessing(spec, source.published)  # refuse what cannot be before anything is read
-    checkpoint = load_weights(spec, progress)
-    preprocessing = choose_preprocessing(
-        spec, source.published, checkpoint.in_channels, checkpoint.architecture.image_size
-    )
-    return _trained(spec, checkpoint, preprocessing)
+        return _untrained(spec, row, choose_preprocessing(spec, size=row.image_size), progress)
+    choose_preprocessing(spec)  # refuse what cannot be before anything is read
+    return _trained(spec, load_weights(spec, progress, folder))
 
 
 def _untrained(
@@ -69,26 +70,20 @@ def _untrained(
     )
 
 
-def _trained(spec: ModelSpec, checkpoint: Checkpoint, preprocessing: Preprocessing) -> Classifier:
+def _trained(spec: ModelSpec, checkpoint: Checkpoint) -> Classifier:
     architecture, num_classes = checkpoint.architecture, checkpoint.num_classes
+    stated = checkpoint.stated
+    preprocessing = choose_preprocessing(spec, stated, checkpoint.in_channels, architecture.image_size)
     notices = checkpoint.notices
-    named = class_names(checkpoint.values, num_classes)
-    if spec.labels is not None:
-        labels = read_labels(spec.labels, num_classes)
-    elif named is not None:
-        labels = named
-        notices += (f"the labels are those in the checkpoint: {labels[0]}, …, {labels[-1]}",)
-    else:
-        labels = default_labels(num_classes)
-        if num_classes == 1000 and checkpoint.published is None:
-            notices += ("no labels were given: ImageNet's are used, because the network has 1000 classes",)
+    labels, said = choose_labels(spec, checkpoint.values, num_classes, ask=checkpoint.published is None)
+    notices += said
     if num_classes == 1:
         notices += (
             "the network has one output: its probability is the sigmoid of the logit; softmax over one class is "
             "always 100 %",
         )
     if checkpoint.published is None:
-        notices += assumed(spec, preprocessing)
+        notices += assumed(spec, preprocessing, stated)
     module = build(architecture, num_classes, checkpoint.in_channels)
     module.load_state_dict(checkpoint.state_dict, strict=True)
     return Classifier(

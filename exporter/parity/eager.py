@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.exporter.models.hub import find_hub_folder
 from resnet_export.exporter.models.weight_source import sha256_of
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.golden import EAGER, read_golden
@@ -114,11 +115,15 @@ def _spec(manifest: Manifest, weights: str | os.PathLike[str] | None) -> ModelSp
     if weights is None:
         if info.source == "torchvision":
             return replace(spec, weights=info.name)
+        if info.source == "hub":
+            return replace(spec, weights=f"hf:{info.name}@{info.revision}")
         raise RequestError(
             f"the eager reference needs the weights that the bundle was exported from, {info.name} with sha256 "
             f"{info.sha256}; give that file with --weights"
         )
     path = Path(weights)
+    folder = find_hub_folder(os.fspath(path)) if path.is_dir() else None
+    path = path if folder is None else folder.weights
     sha256 = sha256_of(path)
     if sha256 != info.sha256:
         raise RequestError(

@@ -138,13 +138,15 @@ class WeightsInfo(Struct, frozen=True):
     """Where the parameters came from.
 
     An untrained network has a `seed` and no `sha256`; any other has the `sha256` of the checkpoint or ONNX file,
-    or, of a module in memory, that of its parameters.
+    or, of a module in memory, that of its parameters. Of a repository in the hub, `name` is "owner/name" and
+    `revision` the commit that was fetched.
     """
 
-    source: Literal["untrained", "file", "torchvision", "module", "onnx"]
+    source: Literal["untrained", "file", "torchvision", "module", "onnx", "hub"]
     name: Line
     sha256: Sha256 | None = None
     seed: int | None = None
+    revision: Line | None = None
 
 
 class ModelInfo(Struct, frozen=True):

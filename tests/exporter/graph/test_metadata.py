@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -32,12 +33,17 @@ for precision in ("fp32", "fp16"):
 """
 
 
+LABELS = ("it's", 'a "quoted" one', *(f"class {index}" for index in range(2, 10)))
+
+
 def shipped(precision: str) -> ExportedGraph:
     one = exported_resnet18()
     graph = one.graph
     if precision == "fp16":
         graph = to_fp16(graph, scan_ranges(graph, [one.reference.images])).graph
-    return finish(graph, info=INFO, preprocessing=PREPROCESSING, precision=Precision(precision))
+    return finish(
+        graph, info=INFO, labels=LABELS, preprocessing=PREPROCESSING, precision=Precision(precision)
+    )
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
@@ -65,6 +71,9 @@ def test_says_what_it_is(finished: ExportedGraph) -> None:
     assert facts["weights.seed"] == "0"
     assert facts["precision"] in ("fp32", "fp16")
     assert json.loads(facts["preprocessing"])["mean"] == list(PREPROCESSING.mean)
+    assert ast.literal_eval(facts["names"]) == dict(enumerate(LABELS))
+    assert ast.literal_eval(facts["imgsz"]) == list(PREPROCESSING.size)
+    assert (facts["task"], facts["stride"], facts["batch"]) == ("classify", "1", "1")
     assert finished.model.producer_name == "resnet-export"
     assert finished.model.producer_version
 
@@ -94,7 +103,13 @@ def test_refuses_data_outside_the_file() -> None:
     model.CopyFrom(graph.model)
     model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
     with pytest.raises(ExportError, match=r"'conv1\.weight' is stored outside"):
-        finish(replace(graph, model=model), info=INFO, preprocessing=PREPROCESSING, precision=Precision.FP32)
+        finish(
+            replace(graph, model=model),
+            info=INFO,
+            labels=LABELS,
+            preprocessing=PREPROCESSING,
+            precision=Precision.FP32,
+        )
 
 
 def test_refuses_what_the_checker_refuses() -> None:
@@ -103,7 +118,13 @@ def test_refuses_what_the_checker_refuses() -> None:
     model.CopyFrom(graph.model)
     model.graph.node[3].op_type = "Rely"
     with pytest.raises(ExportError, match="refuses the fp32 graph"):
-        finish(replace(graph, model=model), info=INFO, preprocessing=PREPROCESSING, precision=Precision.FP32)
+        finish(
+            replace(graph, model=model),
+            info=INFO,
+            labels=LABELS,
+            preprocessing=PREPROCESSING,
+            precision=Precision.FP32,
+        )
 
 
 def test_is_the_same_byte_for_byte_in_another_process_with_another_hash_seed_and_folder(

@@ -69,7 +69,7 @@ def test_published_weights_bring_their_preprocessing(monkeypatch: pytest.MonkeyP
     chosen = ZOO["resnet50"]
     info = WeightsInfo(source="torchvision", name="ResNet50_Weights.IMAGENET1K_V2", sha256="0" * 64)
     checkpoint = Checkpoint(build(chosen).state_dict(), chosen, 1000, info, chosen.weights[1])
-    monkeypatch.setattr(subject, "load_weights", lambda spec, progress: checkpoint)
+    monkeypatch.setattr(subject, "load_weights", lambda *_: checkpoint)
     network = load_classifier(ModelSpec(depth=50, weights="imagenet"))
     assert network.preprocessing == Preprocessing(resize=232, crop=224)
     assert network.info.weights == info

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_export.exporter.models.sources import load_other, resolve_module
+from resnet_export.exporter.models.sources import load_other, resolve
 from resnet_export.exporter.request import check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.errors import CheckpointError, RequestError
@@ -42,10 +42,9 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_factory_makes_the_network_with_its_arguments(factory: str) -> None:
     spec = ModelSpec(model=f"{factory}:make", model_args=("classes=7", "bias=False"), image_size=64)
     check_request(spec, ExportSpec())
-    resolved = resolve_module(spec)
+    resolved = resolve(spec)
     assert resolved.module(torch.zeros(2, 3, 8, 8)).shape == (2, 7)
     assert resolved.module[2].bias is None
-    assert resolved.image_size == 64
     assert folder_name(spec) == "make"
 
 
@@ -67,7 +66,7 @@ def test_a_factory_that_makes_no_network_is_refused_in_one_sentence(
     factory: str, model: str, args: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(RequestError, match=words) as caught:
-        resolve_module(ModelSpec(model=model, model_args=args))
+        resolve(ModelSpec(model=model, model_args=args))
     assert "\n" not in str(caught.value)
 
 
@@ -76,12 +75,12 @@ def test_an_exported_program_is_a_network(tmp_path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(network, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
     torch.export.save(program, tmp_path / "net.pt2")
-    found = resolve_module(ModelSpec(model=str(tmp_path / "net.pt2"))).module.eval()
+    found = resolve(ModelSpec(model=str(tmp_path / "net.pt2"))).module.eval()
     image = torch.ones(3, 3, 8, 8)
     assert torch.equal(found(image), network(image))
     (tmp_path / "broken.pt2").write_bytes(b"PK nothing")
     with pytest.raises(RequestError, match=r"is not a program of torch\.export"):
-        resolve_module(ModelSpec(model=str(tmp_path / "broken.pt2")))
+        resolve(ModelSpec(model=str(tmp_path / "broken.pt2")))
 
 
 def test_a_network_of_a_library_is_built_with_its_checkpoint(timm: ModuleType, tmp_path: Path) -> None:
@@ -91,12 +90,12 @@ def test_a_network_of_a_library_is_built_with_its_checkpoint(timm: ModuleType, t
         tmp_path / "w.pth",
     )
     spec = ModelSpec(arch="timm:mobilenetv3_small_050", weights=str(tmp_path / "w.pth"), num_classes=4)
-    found = resolve_module(spec).module.eval()
+    found = resolve(spec).module.eval()
     image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(found(image), theirs(image))
     with pytest.raises(CheckpointError, match="does not fit timm:mobilenetv3_small_075"):
-        resolve_module(ModelSpec(arch="timm:mobilenetv3_small_075", weights=str(tmp_path / "w.pth")))
+        resolve(ModelSpec(arch="timm:mobilenetv3_small_075", weights=str(tmp_path / "w.pth")))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +110,7 @@ def test_a_network_that_no_library_has_is_refused_with_the_nearest(
     timm: ModuleType, arch: str, words: str
 ) -> None:
     with pytest.raises(RequestError, match=words):
-        resolve_module(ModelSpec(arch=arch))
+        resolve(ModelSpec(arch=arch))
 
 
 def test_a_model_and_another_network_contradict_each_other() -> None:
