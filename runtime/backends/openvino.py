@@ -6,8 +6,10 @@ always set, and the compiled model is asked what it took.
 
 from __future__ import annotations
 
+import contextlib
 import queue
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,41 +26,89 @@ _HINT = "INFERENCE_PRECISION_HINT"
 
 
 class OpenVinoBackend:
-    """One ONNX artifact in an `openvino.CompiledModel`.
+    """One ONNX artifact in OpenVINO, compiled for one call at a time and, once calls overlap, for several.
 
-    An infer request serves one thread at a time, so they lie in a pool as large as OpenVINO can use at once;
-    further threads wait.
+    A stream of OpenVINO runs one request after the other on the processors that it has. Compiled for latency there is
+    one stream with all of them, which is best for a lone call and serves any number of threads one by one; compiled
+    for throughput each stream has a few. The second kind is made when calls first overlap, shares the weights of the
+    first, and gives the same logits; the calls that come meanwhile wait for the first kind as before.
     """
 
     batch: BatchRange | None = None
 
-    def __init__(self, compiled: Any, request: OpenRequest) -> None:
+    def __init__(self, compiled: _Compiled, request: OpenRequest) -> None:
         self._name = request.artifact.name
         self.provider: str = request.provider
         self.precision: Precision = request.precision
-        self.notes: tuple[str, ...] = ()
-        self._compiled = compiled
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
-            self._idle.put(compiled.create_infer_request())
+        self._compiled: _Compiled | None = compiled
+        self._alone = compiled.requests("LATENCY")
+        self._together = self._alone
+        self._refusal: str | None = None
+        self._overlapped = request.threads == 1  # then a second stream would have no processor
+        self._calls = 0
+        self._lock = threading.Lock()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Backend.notes`."""
+        return () if self._refusal is None else (f"overlapping calls run one by one: {self._refusal}",)
 
     def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
         """See `Backend.run`."""
-        request = self._idle.get()
-        try:
-            # OpenVINO reads the input in place; what is asked for is copied, so that the next call spares it.
-            request.infer(batch, share_inputs=True, share_outputs=True)
-            return tuple(np.array(request.get_tensor(name).data) for name in outputs)
-        except Exception as error:
-            raise native_error(f"OpenVINO failed to run artifact {self._name!r}", error) from error
-        finally:
-            self._idle.put(request)
+        with self._requests() as idle:
+            request = idle.get()
+            try:
+                # OpenVINO reads the input in place; what is asked for is copied, so that the next call spares it.
+                request.infer(batch, share_inputs=True, share_outputs=True)
+                return tuple(np.array(request.get_tensor(name).data) for name in outputs)
+            except Exception as error:
+                raise native_error(f"OpenVINO failed to run artifact {self._name!r}", error) from error
+            finally:
+                idle.put(request)
 
     def close(self) -> None:
         """See `Backend.close`."""
-        while not self._idle.empty():
-            self._idle.get()
+        for requests in (self._alone, self._together):
+            while not requests.empty():
+                requests.get()
         self._compiled = None
+
+    @contextlib.contextmanager
+    def _requests(self) -> Iterator[queue.SimpleQueue[Any]]:
+        with self._lock:
+            self._calls += 1
+            alone = self._calls == 1
+            first_overlap = not alone and not self._overlapped
+            self._overlapped |= first_overlap
+        try:
+            if first_overlap and self._compiled is not None:
+                try:
+                    self._together = self._compiled.requests("THROUGHPUT")
+                except Exception as error:  # noqa: BLE001 — the other kind serves these calls too
+                    self._refusal = str(native_error("OpenVINO cannot compile it for throughput", error))
+            yield self._alone if alone else self._together
+        finally:
+            with self._lock:
+                self._calls -= 1
+
+
+class _Compiled:
+    """An artifact that OpenVINO compiles for a performance hint."""
+
+    def __init__(self, core: Any, model: Any, device: str, config: dict[str, str | int]) -> None:
+        self._core, self._model, self._device, self._config = core, model, device, config
+        self.latency = self._compile("LATENCY")
+
+    def _compile(self, hint: str) -> Any:
+        return self._core.compile_model(self._model, self._device, self._config | {"PERFORMANCE_HINT": hint})
+
+    def requests(self, hint: str) -> queue.SimpleQueue[Any]:
+        """Return as many infer requests as OpenVINO can use at once; one serves one thread at a time."""
+        compiled = self.latency if hint == "LATENCY" else self._compile(hint)
+        idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
+            idle.put(compiled.create_infer_request())
+        return idle
 
 
 def open_backend(request: OpenRequest) -> OpenVinoBackend:
@@ -66,14 +116,14 @@ def open_backend(request: OpenRequest) -> OpenVinoBackend:
     name = request.artifact.name
     openvino = import_library("openvino")
     hint = "bf16" if request.precision == Precision.BF16 else "f32"
-    config: dict[str, str | int] = {_HINT: hint, "PERFORMANCE_HINT": "LATENCY"}
+    config: dict[str, str | int] = {_HINT: hint}
     if request.threads is not None:
         config["INFERENCE_NUM_THREADS"] = request.threads
     try:
         core = openvino.Core()
-        compiled = core.compile_model(core.read_model(request.data), request.provider, config)
-        taken = compiled.get_property(_HINT).get_type_name()
-        inputs, outputs = _tensors(compiled.inputs), _tensors(compiled.outputs)
+        compiled = _Compiled(core, core.read_model(request.data), request.provider, config)
+        taken = compiled.latency.get_property(_HINT).get_type_name()
+        inputs, outputs = _tensors(compiled.latency.inputs), _tensors(compiled.latency.outputs)
     except Exception as error:
         raise native_error(f"OpenVINO cannot open artifact {name!r}", error) from error
     if taken != hint:

@@ -162,8 +162,13 @@ def _check_model(model: Message, image: Sequence[int | str]) -> Mapping[str, _Va
     for info in graph.get("input", ()):
         name = _text(info, "name")
         if name not in known:
-            known[name] = _Value(_of_one_image(_declared(info), image))
-            limit = max(limit, _MAX_PER_INPUT * math.prod(known[name].shape or ()))
+            shape = _of_one_image(_declared(info), image)
+            limit = max(limit, _MAX_PER_INPUT * math.prod((shape or ())[1:]))
+            if math.prod(shape or ()) > limit:
+                raise _RefusalError(
+                    f"takes an input of the shape {list(shape or ())}, more than {limit:,} elements"
+                )
+            known[name] = _Value(shape)
     for info in (*graph.get("output", ()), *graph.get("value_info", ())):
         _declared(info)
     for message in graph.get("node", ()):
@@ -204,6 +209,8 @@ def _check_node(message: Message, known: dict[str, _Value], limit: int) -> None:
                 else f"has in node {where!r} ({kind}) a tensor of the shape {list(found.shape)}"
             )
     outputs = [_decode(name) for name in message.get("output", ())]
+    if twice := [name for name in outputs if name and name in known]:
+        raise _RefusalError(f"makes {twice[0][:100]!r} twice")
     # Further outputs are masks, indices and statistics of the first one's size or less, and parts of a split.
     known.update(dict.fromkeys(outputs[1:], _UNKNOWN))
     if outputs:

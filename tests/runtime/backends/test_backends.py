@@ -6,8 +6,10 @@ import builtins
 import dataclasses
 import importlib
 import inspect
+import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,7 +180,7 @@ def test_the_number_of_threads_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         open_backend(routes["onnxruntime"], request_for(routes["onnxruntime"], threads=threads)).close()
     assert taken == [2, 0]
     backend = open_backend(routes["openvino"], request_for(routes["openvino"], threads=2))
-    assert backend._compiled.get_property("INFERENCE_NUM_THREADS") == 2
+    assert backend._compiled.latency.get_property("INFERENCE_NUM_THREADS") == 2
 
 
 @every_backend
@@ -259,10 +261,9 @@ def test_whatever_a_backend_raises_arrives_as_a_backend_error(
         running = module.OnnxRuntimeBackend(SimpleNamespace(run=raiser(kind)), request, ())
         monkeypatch.setattr(onnxruntime, "InferenceSession", raiser(kind))
     else:
-        compiled = SimpleNamespace(
-            get_property=lambda _: 1, create_infer_request=lambda: SimpleNamespace(infer=raiser(kind))
-        )
-        running = module.OpenVinoBackend(compiled, request)
+        requests: queue.SimpleQueue[object] = queue.SimpleQueue()
+        requests.put(SimpleNamespace(infer=raiser(kind)))
+        running = module.OpenVinoBackend(SimpleNamespace(requests=lambda hint: requests), request)
         monkeypatch.setattr(openvino, "Core", raiser(kind))
     for call in (lambda: logits_of(running, batch_of(1)), lambda: open_backend(route, request)):
         with pytest.raises(BackendError, match="native trouble") as caught:
@@ -364,6 +365,66 @@ def test_openvino_that_takes_another_precision_than_asked_is_refused(monkeypatch
     monkeypatch.setattr(openvino, "Core", lambda: core)
     with pytest.raises(BackendError, match="would run artifact 'fp32' in bf16, it was asked for f32"):
         open_backend(route, request_for(route))
+
+
+# Calls that overlap on OpenVINO
+
+OPENVINO_ROUTE = next(route for route in CPU_ROUTES if route.backend == "openvino")
+
+
+def hints_of(monkeypatch: pytest.MonkeyPatch, *, fails: str = "") -> list[object]:
+    """The performance hints that OpenVINO is given from now on; it refuses to compile for `fails`."""
+    hints: list[object] = []
+    real = openvino.Core.compile_model
+
+    def compile_model(core: object, model: object, device: str, config: dict[str, object]) -> object:
+        hints.append(config["PERFORMANCE_HINT"])
+        if hints[-1] == fails:
+            raise RuntimeError("no memory")
+        return real(core, model, device, config)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compile_model)
+    return hints
+
+
+def overlapping(backend: Backend, calls: int = 32) -> list[NDArray[np.float32]]:
+    with ThreadPoolExecutor(8) as threads:
+        return list(threads.map(lambda index: logits_of(backend, batch_of(1 + index % 4)), range(calls)))
+
+
+def test_openvino_compiles_for_throughput_once_and_only_when_calls_overlap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hints = hints_of(monkeypatch)
+    backend = open_backend(OPENVINO_ROUTE, request_for(OPENVINO_ROUTE, threads=2))
+    alone = [logits_of(backend, batch_of(1 + index % 4)) for index in range(32)]
+    assert hints == ["LATENCY"]
+    with backend._requests(), backend._requests():  # type: ignore[attr-defined]
+        pass
+    assert hints == ["LATENCY", "THROUGHPUT"]
+    for found, expected in zip(overlapping(backend), alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert hints == ["LATENCY", "THROUGHPUT"]
+    assert backend.notes == ()
+    backend.close()
+
+
+def test_openvino_with_one_thread_never_compiles_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    hints = hints_of(monkeypatch)
+    overlapping(open_backend(OPENVINO_ROUTE, request_for(OPENVINO_ROUTE, threads=1)))
+    assert hints == ["LATENCY"]
+
+
+def test_overlapping_calls_run_one_by_one_where_openvino_cannot_compile_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hints_of(monkeypatch, fails="THROUGHPUT")
+    backend = open_backend(OPENVINO_ROUTE, request_for(OPENVINO_ROUTE, threads=2))
+    with backend._requests(), backend._requests():  # type: ignore[attr-defined]
+        pass
+    assert len(overlapping(backend)) == 32
+    (note,) = backend.notes
+    assert note == "overlapping calls run one by one: OpenVINO cannot compile it for throughput: no memory"
 
 
 # The table and the protocol

@@ -161,6 +161,14 @@ def _input_of_later(found: onnx.ModelProto) -> None:
     found.graph.node[0].input[0] = found.graph.node[2].output[0]
 
 
+def _fixed_batch(found: onnx.ModelProto) -> None:
+    found.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**20
+
+
+def _made_twice(found: onnx.ModelProto) -> None:
+    found.graph.node.append(found.graph.node[-1])
+
+
 def _negative_axis(found: onnx.ModelProto) -> None:
     found.graph.initializer[0].dims[0] = -1
 
@@ -186,6 +194,8 @@ def _no_tensor_as_input(found: onnx.ModelProto) -> None:
         _training,
         _too_little_data,
         _two_kinds_of_data,
+        _fixed_batch,
+        _made_twice,
         _missing_input,
         _empty_input,
         _input_of_later,
