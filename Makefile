@@ -16,7 +16,7 @@ $(VENV)/.run: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,sign,triton]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,opentelemetry,prometheus,sign,triton]'
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps torchvision timm
 	$(BIN)/python -m tests.nvidia_bindings
 	$(BIN)/python -m tests.chromium

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         SessionClosedError,
         SignatureError,
     )
+    from resnet_export.runtime.observe import SessionObserver
     from resnet_export.runtime.precision import Precision, Tolerance
     from resnet_export.runtime.prediction import Prediction
     from resnet_export.runtime.select.choice import Choice, Considered, Resolution
@@ -87,6 +88,7 @@ __all__ = [
     "SchemaError",
     "Session",
     "SessionClosedError",
+    "SessionObserver",
     "SessionSpec",
     "SignatureError",
     "TensorSpec",
@@ -135,6 +137,7 @@ _HOMES = {
         "verify_bundle",
     ),
     "bundle.signature": ("verify_signature",),
+    "observe": ("SessionObserver",),
     "precision": ("Precision", "Tolerance"),
     "prediction": ("Prediction",),
     "session": ("Session", "open_session"),

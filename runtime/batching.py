@@ -104,6 +104,11 @@ class MicroBatcher(Generic[T, R]):
         """Whether anything was ever submitted."""
         return self._worker is not None
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a batch."""
+        return len(self._waiting)
+
     def is_worker(self) -> bool:
         """Tell whether the calling thread is the one that runs the batches, as in a future's callback."""
         return threading.current_thread() is self._worker

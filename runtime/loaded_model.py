@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -27,6 +27,9 @@ from resnet_export.runtime.select.profile import StoredProfile
 from resnet_export.runtime.select.resolver import explain, resolve
 from resnet_export.runtime.select.spec import SessionSpec
 
+if TYPE_CHECKING:
+    from resnet_export.runtime.observe import Reporter
+
 __all__ = ["LoadedModel", "Request", "describe", "load_model"]
 
 
@@ -44,6 +47,7 @@ class LoadedModel:
     Attributes:
         manifest: what the bundle says about itself.
         batcher: the queue of single requests.
+        reporter: tells an observer of batches and requests; None without one.
     """
 
     def __init__(
@@ -53,12 +57,14 @@ class LoadedModel:
         choice: Choice,
         trace: tuple[Considered, ...],
         batching: BatchingSpec | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         self.manifest = manifest
+        self.reporter = reporter
         self.batcher: MicroBatcher[Request, list[Prediction]] = MicroBatcher(
             self.classify, max_batch=manifest.batch.opt, spec=batching
         )
-        self._backend = backend
+        self._backend = backend if reporter is None else reporter.watch(backend, choice)
         self._choice = choice
         self._trace = trace
         self._freeing = threading.Lock()
@@ -155,10 +161,11 @@ def load_model(
     request: SessionSpec,
     batching: BatchingSpec | None = None,
     stored: StoredProfile = StoredProfile(None),  # noqa: B008 — a frozen value
+    reporter: Reporter | None = None,
 ) -> LoadedModel:
     """Open the best choice for `request`; one that cannot be opened is rejected for the next best.
 
-    `stored` is what was measured of this bundle on this host.
+    `stored` is what was measured of this bundle on this host; `reporter` tells an observer what is done with it.
 
     Raises BackendError, NoBackendError and BundleError, as `open_session` says.
     """
@@ -184,7 +191,7 @@ def load_model(
         if stored.note is not None:
             notes = (*notes, stored.note)
         choice = msgspec.structs.replace(choice, notes=notes)
-        return LoadedModel(manifest, backend, choice, resolution.trace, batching)
+        return LoadedModel(manifest, backend, choice, resolution.trace, batching, reporter)
 
 
 def _open_choice(

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import Future
 
+    from resnet_export.runtime.observe import SessionObserver
+
 __all__ = ["Session", "open_session"]
 
 OnError: TypeAlias = Literal["raise", "return"]
@@ -58,6 +60,7 @@ def open_session(
     tune: bool = False,
     batching: BatchingSpec | None = None,
     verify: str | os.PathLike[str] | None = None,
+    observer: SessionObserver | None = None,
 ) -> Session:
     """Open the bundle in the folder `path` with the best engine that this host has for it.
 
@@ -75,6 +78,8 @@ def open_session(
         batching: how `Session.submit` collects requests: batch size, delay, queue, and what a full queue does.
         verify: the PEM file of a public key: open only what its owner signed, see
             `resnet_export.runtime.verify_signature`. Needs cryptography (the extra `verify`).
+        observer: told of latencies, batch sizes, queue depth, errors and what runs; see
+            `resnet_export.runtime.SessionObserver`.
 
     What is None is chosen by the rules of `resnet_export.runtime.select.resolver`; `Session.trace` says why. A choice
     that cannot be opened is rejected for the next best, with the error in the trace, unless `backend` or
@@ -90,6 +95,12 @@ def open_session(
     host = probe()
     for warning in host.warnings:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
+
+    reporter = None
+    if observer is not None:
+        from resnet_export.runtime.observe import Reporter
+
+        reporter = Reporter(observer)
 
     def load_from(folder: str | os.PathLike[str]) -> LoadedModel:
         def load_manifest(manifest: Manifest) -> LoadedModel:
@@ -107,7 +118,7 @@ def open_session(
                 prefer=prefer,
             )
             stored = _profile(folder, manifest, host, request, tune=tune)
-            return load_model(folder, manifest, host, request, batching, stored)
+            return load_model(folder, manifest, host, request, batching, stored, reporter)
 
         return read_stable(folder, load_manifest)
 
@@ -332,12 +343,19 @@ class Session:
 
         future: RequestFuture[list[Prediction]] = RequestFuture(timeout)
         with self._served.use() as model:
+            if model.reporter is not None:
+                model.reporter.follow(future, model.batcher)
             try:
                 crop = load(image, model.manifest.preprocessing, color=color)
             except ImageError as error:
                 future.set_exception(_locate(error, None, image))
                 return future
-            return model.batcher.submit(Request(crop, top), future)
+            try:
+                return model.batcher.submit(Request(crop, top), future)
+            except ResnetExportError as error:
+                if not future.done():
+                    future.set_exception(error)  # for whoever observes it
+                raise
 
     async def aclassify(
         self,

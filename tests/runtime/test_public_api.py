@@ -30,6 +30,7 @@ PROMISED = {
     "TensorSpec",
     "Tolerance",
     "Verdict",
+    "SessionObserver",
     "SessionSpec",
     "open_session",
     "probe",
