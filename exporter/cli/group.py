@@ -16,6 +16,7 @@ COMMANDS = {
     "calibrate": "Measure ranges for INT8 and write them as a table.",
     "build": "Build engines on or for a target and add them to a bundle.",
     "parity": "Compare a bundle's artifacts with the reference; a gate for CI.",
+    "compare": "Say what changed from one bundle to another, on the same images.",
     "bench": "Time a bundle's artifacts on every backend of this host, side by side.",
     "infer": "Print the most probable labels of images.",
     "inspect": "Show what a bundle holds, what this host would run, and why.",
