@@ -12,11 +12,17 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.digits import SIZE, Digits
-from tests.trained import Task, overlaid
+from benchmarks.trained import CALIBRATION_IMAGES, CHECKPOINTS, Trained, exported
+from resnet_export.exporter.models.resnet import build
+from tests.digits import CLASSES, SIZE, Digits
+from tests.trained import RESNET18, Task, checkpoint, overlaid
+
+IDX_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package puts them."""
 
 TRAINED_ON = 20_000  # of the 60,000: more would take longer and change little
 _EPOCHS = 4
@@ -33,6 +39,16 @@ def fashion(folder: Path) -> Task:
         return overlaid((Digits(train.images[pick], train.labels[pick]), test), seed)
 
     return Task("clothes", splits, _EPOCHS)
+
+
+def clothes(folder: Path, seed: int) -> Trained:
+    """A ResNet-18 that errs on one picture of clothes in ten, with 2,000 test images; IDX files lie in `folder`."""
+    task = fashion(folder)
+    train, test = task.splits(seed)
+    network = build(RESNET18, CLASSES)
+    network.load_state_dict(torch.load(checkpoint(CHECKPOINTS, seed=seed, task=task), weights_only=True))
+    few = slice(None, 2000)
+    return exported(network, train.images[:CALIBRATION_IMAGES], test.images[few], test.labels[few])
 
 
 def _read(folder: Path, part: str) -> Digits:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.exporter.graph.export import ExportedGraph, simplify, to_onnx
@@ -30,7 +31,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Trained:
-    """A ResNet-18 that knows handwritten digits: its graph, images to calibrate on, and held-out images.
+    """A network that knows digits or clothes: its graph, images to calibrate on, and held-out images.
 
     `calibration` and `images` are normalized float32 [N, 3, H, W]; `logits` are the float32 graph's on `images`.
     """
@@ -54,14 +55,20 @@ def trained_resnet18(seed: int = 0, change: Callable[[ResNet], ResNet] | None = 
     network.load_state_dict(torch.load(checkpoint(CHECKPOINTS, seed=seed), weights_only=True))
     if change is not None:
         network = change(network)
-    images = normalize(test.images, PREPROCESSING)
+    return exported(network, train.images[-CALIBRATION_IMAGES:], test.images, test.labels)
+
+
+def exported(
+    network: nn.Module, calibration: NDArray[np.uint8], judged: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> Trained:
+    """Export a network of digits with crops to calibrate on and labeled ones to judge by."""
+    images = normalize(judged, PREPROCESSING)
     reference = record_reference(network, images[:4])
     graph, _ = to_onnx(network, batch=BatchRange(min=1, opt=4, max=64), reference=reference)
     graph = simplify(graph)
     session = CpuSession(graph.model.SerializeToString())
     logits = batched(lambda batch: session.run(batch)[0], images)
-    calibration = normalize(train.images[-CALIBRATION_IMAGES:], PREPROCESSING)
-    return Trained(graph, calibration, images, test.labels, logits)
+    return Trained(graph, normalize(calibration, PREPROCESSING), images, labels, logits)
 
 
 def batched(run: Run, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -81,6 +88,13 @@ def decibels(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> flo
 
 def open_openvino(model: bytes | str, *, threads: int = 2) -> Run:
     """Return a function that runs an ONNX graph (its bytes) or an OpenVINO file (its path) in f32 on OpenVINO."""
+    request = openvino_request(model, threads=threads)
+    # The request reuses the memory of its output.
+    return lambda batch: np.array(request.infer({0: batch})[0])
+
+
+def openvino_request(model: bytes | str, *, threads: int = 2) -> Any:
+    """Return OpenVINO's request for an ONNX graph (its bytes) or an OpenVINO file (its path), computed in f32."""
     import openvino
 
     core = openvino.Core()
@@ -90,10 +104,4 @@ def open_openvino(model: bytes | str, *, threads: int = 2) -> Run:
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request: Any = core.compile_model(read, "CPU", options).create_infer_request()
-
-    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        # The request reuses the memory of its output.
-        return np.array(request.infer({0: batch})[0])
-
-    return run
+    return core.compile_model(read, "CPU", options).create_infer_request()

@@ -22,7 +22,7 @@ from resnet_export.runtime.bundle.manifest import (
 from resnet_export.runtime.errors import BundleError
 from resnet_export.runtime.parity import run_parity
 from resnet_export.runtime.parity.criteria.tolerances import parse_overrides, reproduction_limit
-from resnet_export.runtime.parity.golden_check import batch_slices, full_batches
+from resnet_export.runtime.parity.golden_check import batch_slices, full_batches, reproduction
 from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.schema import Check, ParityReport
 from tests.parity_bundle import COUNT, crops, graph, logits, write
@@ -161,6 +161,20 @@ def test_an_int8_artifact_that_is_not_what_was_recorded_fails_though_it_is_withi
     report = check(folder, artifacts=["int8.cpu"])
     assert (report.exit_code, broken(report), report.verdict.stage) == (1, ["matches_recorded"], "backend")
     assert "logits recorded at export" in text.render(report)
+
+
+def test_images_that_own_the_energy_do_not_excuse_a_backend_on_all_others() -> None:
+    rng = np.random.default_rng(0)
+    eager = rng.normal(size=(20, 5)).astype(np.float32)
+    eager[3] *= 50
+    known = eager + np.float32(0.01) * rng.normal(size=eager.shape).astype(np.float32)
+    known[3] = 0.1 * eager[3]  # INT8 clips it, as it may
+    found = known + np.float32(0.2) * rng.normal(size=eager.shape).astype(np.float32)
+    same, other = (reproduction(eager, known, logits) for logits in (known, found))
+    assert same is not None
+    assert other is not None
+    assert same.own == pytest.approx(0.01, rel=0.3)
+    assert (same.error, other.error > other.limit) == (0, True)
 
 
 def test_a_limit_on_the_error_that_is_dropped_drops_the_reproduction_too(tmp_path: Path) -> None:
