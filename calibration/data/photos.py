@@ -106,13 +106,13 @@ class Photos:
 
         Folders and lists are in the order of their classes, so every class gives its share.
         """
-        return self if count >= len(self) else self._part(self._spread(count))
+        return self if count >= len(self) else self._part(self.spread(count))
 
     def split(self, count: int) -> tuple[Photos, Photos]:
         """Return the photos without `count` of them, and those, which are `sample(count)`."""
         if not 0 <= count <= len(self):
             raise DatasetError(f"{count} of {len(self)} images cannot be held out; give more images")
-        drawn = self._spread(count)
+        drawn = self.spread(count)
         return self._part(sorted(set(range(len(self))) - set(drawn))), self._part(drawn)
 
     def where(self, chosen: NDArray[np.bool_]) -> Photos:
@@ -127,7 +127,8 @@ class Photos:
         """Return the same crops for graphs with another preprocessing, normalization in the graph, say."""
         return replace(self, preprocessing=preprocessing)
 
-    def _spread(self, count: int) -> list[int]:
+    def spread(self, count: int) -> list[int]:
+        """Return the positions of the images that `sample` returns."""
         return [(2 * index + 1) * len(self) // (2 * count) for index in range(count)]
 
     def _part(self, positions: Sequence[int]) -> Photos:

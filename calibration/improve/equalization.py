@@ -17,7 +17,7 @@ equalized one, well scaled and badly scaled alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,11 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.improve.channel_scaling import ChannelGroup, by_input, channel_groups, rescale
 from resnet_export.calibration.improve.noise_gain import noise_gains
-from resnet_export.calibration.observe.activations import activations, in_fours
 from resnet_export.calibration.observe.ranges import SYMMETRIC_STEPS
 from resnet_export.calibration.quantize.placement import tensors_to_observe
 from resnet_export.calibration.quantize.plan import Equalization
 from resnet_export.calibration.quantize.topology import Topology
-from resnet_export.runtime.errors import DatasetError
-from resnet_export.runtime.progress import Progress, silent
+from resnet_export.runtime.errors import ExportError
 
 Floats = NDArray[np.float64]
 
@@ -72,7 +70,7 @@ def equalize(
 
     Args:
         model: the float32 graph.
-        stats: what `observe_channels` found in it.
+        stats: what `look_at_channels` found in it, `over_images`; IMAGES of them do.
         weight_noise: λ; 1 where weights are rounded to the nearest.
     """
     topology = Topology(model)
@@ -91,48 +89,40 @@ def equalize(
     return rescale(model, done), tuple(done)
 
 
-def observe_channels(
-    model: onnx.ModelProto,
-    batches: Iterable[NDArray[Any]],
-    *,
-    total: int | None = None,
-    threads: int | None = None,
-    progress: Progress = silent,
-) -> dict[str, ChannelStats]:
-    """Return the statistics of every tensor that `equalize` asks about.
-
-    Args:
-        model: the float32 graph.
-        batches: images in the layout and dtype of its input, read once; about `IMAGES` of them do.
-        total: the number of batches of four, if it is known, for `progress`.
-        threads: for ONNX Runtime; None means all processors.
-
-    Raises:
-        DatasetError: there is no image, or one is not finite.
-        ExportError: a tensor is infinite or NaN.
-    """
+def channel_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the tensors whose channels `equalize` asks about; none where nothing can be equalized."""
     topology = Topology(model)
     groups = channel_groups(model, topology)
     quantized = set(tensors_to_observe(topology))
     written = {layer.output for group in groups for layer in group.producers}
-    wanted = [name for group in groups for name in group.tensors if name in quantized | written]
-    if not wanted:
-        return {}
-    peaks: dict[str, Floats] = {}
-    sums: dict[str, Floats] = {}
-    images = 0
-    inputs = progress(in_fours(batches), "Observing channels", total)
-    for found in activations(model, inputs, wanted, threads=threads):
-        for name, values in found.items():
-            rows = values.reshape(*values.shape[:2], -1)  # [n, channels, positions]
-            peak = np.maximum(rows.max(axis=(0, 2)), -rows.min(axis=(0, 2))).astype(np.float64)
-            power = _square_sums(rows) / rows.shape[2]
-            peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
-            sums[name] = sums.get(name, 0) + power
-        images += len(values)
-    if not images:
-        raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
-    return {name: ChannelStats(peak, sums[name] / images) for name, peak in peaks.items()}
+    return tuple(name for group in groups for name in group.tensors if name in quantized | written)
+
+
+def look_at_channels(tensors: Iterable[str], found: Mapping[str, NDArray[Any]]) -> dict[str, ChannelStats]:
+    """Return the statistics of `tensors` in one batch: `found` has their values [n, channels, …] by name."""
+    stats = {}
+    for name in tensors:
+        rows = found[name].reshape(*found[name].shape[:2], -1)  # [n, channels, positions]
+        peak = np.maximum(rows.max(axis=(0, 2)), -rows.min(axis=(0, 2))).astype(np.float64)
+        stats[name] = ChannelStats(peak, _square_sums(rows) / rows.shape[2] / len(rows))
+    return stats
+
+
+def over_images(images: Sequence[Mapping[str, ChannelStats]]) -> dict[str, ChannelStats]:
+    """Return the statistics over several images, at least one, from those of each; sums are taken in their order.
+
+    Raises ExportError when a tensor was infinite or NaN.
+    """
+    found = {}
+    for name in images[0]:
+        peak = np.max([one[name].peak for one in images], axis=0)
+        if not np.isfinite(peak).all():
+            raise ExportError(
+                f"tensor {name!r} is infinite or NaN on a real image; the network must be finite there: check its "
+                "weights"
+            )
+        found[name] = ChannelStats(peak, np.mean([one[name].power for one in images], axis=0))
+    return found
 
 
 def _square_sums(rows: NDArray[np.float32]) -> Floats:

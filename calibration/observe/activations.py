@@ -75,7 +75,7 @@ def activations(
         del result  # so that a consumer who clears it has room for the next
 
 
-def observed_graph(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+def observed_graph(model: onnx.ModelProto, names: Iterable[str]) -> bytes:
     """Return a serialized copy of the graph whose outputs are the tensors `names`, in graph order.
 
     Raises ExportError when the graph lacks one of them.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,45 @@ from resnet_export.runtime.progress import Progress, silent
 
 _MOST_WORKERS = 4  # each holds the activations of one image; more processors share in the work of these
 
+Look = Callable[[Mapping[str, NDArray[Any]]], Any]
+"""What else is to be made of an image's tensors, [1, …] by name. Several threads call it; it must not keep them."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Observation:
-    """What one pass over a data set found: statistics by tensor, the images' hash and their number."""
+    """What one pass over a data set found.
+
+    `stats` are by tensor, `data` is the images' hash and `images` their number; `looks` has what `Look` returned, image
+    by image in their order.
+    """
 
     stats: dict[str, TensorStats]
     data: str
     images: int
+    looks: tuple[Any, ...] = ()
+
+    def merge(self, other: Observation) -> Observation:
+        """Return what one pass over the images of both, this one's first, would have found."""
+        return Observation(
+            {name: one.merge(other.stats[name]) for name, one in self.stats.items()},
+            add_hashes(self.data, other.data),
+            self.images + other.images,
+            self.looks + other.looks,
+        )
+
+    def table(
+        self, model: onnx.ModelProto, source: onnx.ModelProto | None, methods: Sequence[Method]
+    ) -> tables.CalibrationTable:
+        """Return the table of `model`, which was observed; arguments and errors are `calibrate`'s."""
+        observed = graph_hash(model)
+        return tables.build(
+            self.stats,
+            graph=observed if source is None else graph_hash(source),
+            observed=observed,
+            data=self.data,
+            images=self.images,
+            methods=tuple(methods),
+        )
 
 
 def calibrate(
@@ -67,15 +99,7 @@ def calibrate(
         DependencyError, ExportError: see `CpuSession`.
     """
     seen = observe_graph(model, batches, total=total, threads=threads, progress=progress)
-    observed = graph_hash(model)
-    return tables.build(
-        seen.stats,
-        graph=observed if source is None else graph_hash(source),
-        observed=observed,
-        data=seen.data,
-        images=seen.images,
-        methods=tuple(methods),
-    )
+    return seen.table(model, source, methods)
 
 
 def observe_graph(
@@ -83,6 +107,8 @@ def observe_graph(
     batches: Iterable[NDArray[Any]],
     *,
     tensors: Sequence[str] | None = None,
+    further: Iterable[str] = (),
+    look: Look | None = None,
     total: int | None = None,
     threads: int | None = None,
     progress: Progress = silent,
@@ -90,71 +116,70 @@ def observe_graph(
     """Return the statistics of `tensors` (default: those that quantization needs) over all images.
 
     Each worker takes an image through the whole graph on its own and counts it into histograms of its own,
-    which add up in the end: nothing waits for anything, and no tensor outlives its image.
+    which add up in the end: nothing waits for anything, and no tensor outlives its image. `look` is called with
+    `tensors` and the `further` ones.
     """
     wanted = tensors_to_observe(Topology(model)) if tensors is None else tuple(tensors)
     processors = threads or cpu_threads()
     workers = min(processors, _MOST_WORKERS)
     session = CpuSession(
-        observed_graph(model, [name for name in wanted if name != model.graph.input[0].name]),
+        observed_graph(model, {*wanted, *further} - {model.graph.input[0].name}),
         threads=processors // workers,
     )
-    counters = [_Counter(session, wanted) for _ in range(workers)]
+    counters = [_Counter(session, wanted, look) for _ in range(workers)]
     idle: queue.SimpleQueue[_Counter] = queue.SimpleQueue()
     for counter in counters:
         idle.put(counter)
 
-    def count(image: NDArray[Any]) -> None:
+    def count(image: NDArray[Any]) -> Any:
         counter = idle.get()
         try:
-            counter.count(image)
+            return counter.count(image)
         finally:  # or the next image would wait for it for ever
             idle.put(counter)
 
     with ThreadPoolExecutor(workers, "calibrate") as pool:
-        pending: deque[Future[None]] = deque()
+        pending: deque[Future[Any]] = deque()
+        looks = []
         try:
             for image in progress(_single(batches), "Calibrating", total):
                 pending.append(pool.submit(count, image))
                 if len(pending) > workers:
-                    pending.popleft().result()
+                    looks.append(pending.popleft().result())
             while pending:
-                pending.popleft().result()
+                looks.append(pending.popleft().result())
         finally:
             for future in pending:
                 future.cancel()
-    images = sum(counter.images for counter in counters)
-    if images == 0:
+    if not looks:
         raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
-    stats = counters[0].stats()
-    data = counters[0].data
-    for counter in counters[1:]:
-        others = counter.stats()
-        stats = {name: one.merge(others[name]) for name, one in stats.items()}
-        data = add_hashes(data, counter.data)
-    return Observation(stats, data, images)
+    first, *others = (counter.observation() for counter in counters)
+    whole = functools.reduce(Observation.merge, others, first)
+    return whole if look is None else replace(whole, looks=tuple(looks))
 
 
 class _Counter:
     """One worker's share of the data set. Not to be used by two threads at once."""
 
-    def __init__(self, session: CpuSession, tensors: Sequence[str]) -> None:
-        self._session = session
+    def __init__(self, session: CpuSession, tensors: Sequence[str], look: Look | None) -> None:
+        self._session, self._look = session, look
         self._observers = {name: Observer() for name in tensors}
         self.data = image_hash(np.empty((0,)))
         self.images = 0
 
-    def count(self, image: NDArray[Any]) -> None:
-        """Count in one image [1, …]."""
+    def count(self, image: NDArray[Any]) -> Any:
+        """Count in one image [1, …], and have a look at it."""
         self.data = add_hashes(self.data, image_hash(image))
         self.images += 1
         found = dict(zip(self._session.outputs, self._session.run(image), strict=True))
         found[self._session.input] = image
         for name, observer in self._observers.items():
             observer.update(found[name], image=True)
+        return None if self._look is None else self._look(found)
 
-    def stats(self) -> dict[str, TensorStats]:
-        return {name: observer.stats() for name, observer in self._observers.items()}
+    def observation(self) -> Observation:
+        stats = {name: observer.stats() for name, observer in self._observers.items()}
+        return Observation(stats, self.data, self.images)
 
 
 def _single(batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:

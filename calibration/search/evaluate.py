@@ -76,31 +76,53 @@ def _with_room(limit: float | None) -> float | None:
     return None if limit is None else _ROOM * limit
 
 
+@dataclass(frozen=True, eq=False)
+class FloatRun:
+    """Images, and what the float network makes of them: `logits`, float32 [N, classes], in their order."""
+
+    photos: Photos
+    logits: NDArray[np.float32]
+
+    def sample(self, count: int) -> FloatRun:
+        """Return `count` of the images, spread evenly, or all if there are no more."""
+        if count >= len(self.photos):
+            return self
+        return FloatRun(self.photos.sample(count), self.logits[self.photos.spread(count)])
+
+    @classmethod
+    def join(cls, photos: Photos, rest: FloatRun, drawn: FloatRun) -> FloatRun:
+        """Return the run on `photos` from those on the two parts that `Photos.split` returned."""
+        places = photos.spread(len(drawn.photos))
+        logits = np.empty((len(photos), *drawn.logits.shape[1:]), np.float32)
+        logits[places] = drawn.logits
+        logits[np.setdiff1d(np.arange(len(photos)), places)] = rest.logits
+        return cls(photos, logits)
+
+
+def run_float(model: onnx.ModelProto, photos: Photos, threads: int | None = None) -> FloatRun:
+    """Run the float network. `threads` are ONNX Runtime's; None means all processors.
+
+    Raises DatasetError when there is no image.
+    """
+    return FloatRun(photos, _run(model, None, photos.inputs(), threads))
+
+
 class Evaluator:
     """Compares trial graphs with the float network on one set of images, whose logits it remembers."""
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        photos: Photos,
-        limits: Limits | None = None,
-        *,
-        threads: int | None = None,
-    ) -> None:
-        """Run the float network.
+    def __init__(self, run: FloatRun, limits: Limits | None = None, *, threads: int | None = None) -> None:
+        """Take the float network's logits as the reference.
 
         Args:
-            model: the float32 graph.
-            photos: the images, with their labels if there are any.
+            run: of the float network, on images with their labels if there are any.
             limits: what trial graphs are held to.
-            threads: for ONNX Runtime; None means all processors.
+            threads: for trial graphs; None means all processors.
 
-        Raises DatasetError when there is no image, ExportError when a logit is infinite or NaN.
+        Raises ExportError when a logit is infinite or NaN.
         """
-        self._photos, self._threads = photos, threads
+        self.run, self._threads = run, threads
         self.limits = limits or Limits()
-        self.labels = photos.labels
-        self.logits = self._run(model, None)
+        self.labels, self.logits = run.photos.labels, run.logits
         if not np.isfinite(self.logits).all():
             raise ExportError(
                 "the float network's logits are infinite or NaN on a real image; check its weights"
@@ -112,7 +134,7 @@ class Evaluator:
 
     def __call__(self, graph: onnx.ModelProto, target: TargetName | None = None) -> Validation:
         """Run a trial graph, laid out for `target` (None: a float graph), over the images and compare it."""
-        logits = self._run(graph, target)
+        logits = _run(graph, target, self.images(), self._threads)
         figures = Metrics.of(self.logits, logits, self._near_tie).result()
         drop = None
         if self.labels is not None:
@@ -129,7 +151,7 @@ class Evaluator:
             worst=(
                 ()
                 if figures.by_image.even and not figures.by_image.far
-                else worst_images(self.logits, logits, self.labels, self._photos.names)
+                else worst_images(self.logits, logits, self.labels, self.run.photos.names)
             ),
             outside=tuple(
                 describe(criterion)
@@ -147,11 +169,17 @@ class Evaluator:
 
     def images(self) -> Iterator[NDArray[Any]]:
         """Yield the batches of one pass over the images."""
-        return self._photos.inputs()
+        return self.run.photos.inputs()
 
-    def _run(self, graph: onnx.ModelProto, target: TargetName | None) -> NDArray[np.float32]:
-        run = open_trial(graph, target, self._threads)
-        found = [run(batch) for batch in self.images()]
-        if not found:
-            raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
-        return np.concatenate(found)
+
+def _run(
+    graph: onnx.ModelProto,
+    target: TargetName | None,
+    batches: Iterator[NDArray[Any]],
+    threads: int | None,
+) -> NDArray[np.float32]:
+    run = open_trial(graph, target, threads)
+    found = [run(batch) for batch in batches]
+    if not found:
+        raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
+    return np.concatenate(found)

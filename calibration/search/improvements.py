@@ -5,8 +5,10 @@ Each is tried on the held-out images beside the same graph without it, and used 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,7 +21,7 @@ from resnet_export.calibration.improve.bias_correction import bias_correction
 from resnet_export.calibration.improve.channel_scaling import by_input
 from resnet_export.calibration.improve.input_moments import Moments, input_moments
 from resnet_export.calibration.improve.weight_rounding import round_weight
-from resnet_export.calibration.observe.calibrate import calibrate
+from resnet_export.calibration.observe.calibrate import Observation, observe_graph
 from resnet_export.calibration.observe.methods import BY_IMAGE, METHODS, Method
 from resnet_export.calibration.observe.table import CalibrationTable, Factors
 from resnet_export.calibration.quantize.grid import QuantizedWeight, quantize_weight
@@ -27,9 +29,11 @@ from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Layer, Topology
-from resnet_export.calibration.search.evaluate import Evaluator
+from resnet_export.calibration.search.evaluate import Evaluator, FloatRun
 from resnet_export.calibration.search.mixed_precision import multiply_add_shares
 from resnet_export.runtime.bundle.schema import TargetName
+from resnet_export.runtime.parity.measure.image_errors import usual
+from resnet_export.runtime.parity.measure.metrics import relative_error
 from resnet_export.runtime.parity.report.search_report import (
     Improvement,
     ImprovementName,
@@ -45,7 +49,7 @@ ROUNDING_IMAGES = 128
 PROBES: tuple[Method, ...] = ("percentile", "quantile")
 """Of the ranges in comparisons that come before a method is chosen: one that counts values, one that counts images."""
 
-_SAME_FUNCTION = 60.0  # dB: float32 arithmetic in another order leaves 120 and more
+_SAME_FUNCTION = 1e-3  # the relative error of the logits: float32 arithmetic in another order leaves 1e-6
 _HARM = 1.0  # dB: networks with badly scaled channels need equalization, which is not given up for less
 
 
@@ -79,9 +83,7 @@ class TrialSetup:
     """What candidates are made from and compared on.
 
     Attributes:
-        fitted: the images that ranges are fitted to.
-        usual: up to `ROUNDING_IMAGES` of them that channels and weights are fitted to, without the handful that owns
-            the energy of the logits, if there is one: sums and maxima over images would be theirs alone.
+        fitted: the images that ranges, channels and weights are fitted to.
         evaluator: the images that were held out.
         method: of the ranges, in comparisons.
         threads: for ONNX Runtime; None means all processors.
@@ -89,7 +91,6 @@ class TrialSetup:
     """
 
     fitted: Photos
-    usual: Photos
     evaluator: Evaluator
     method: Method
     threads: int | None
@@ -111,11 +112,6 @@ def mean_decibels(found: Mapping[TargetName, Validation]) -> float:
     return float(np.mean([one.decibels for one in found.values()]))
 
 
-def calibrate_candidate(model: onnx.ModelProto, plan: QuantPlan, setup: TrialSetup) -> Candidate:
-    """Calibrate the network as it is."""
-    return Candidate(model, _table(model, None, setup), plan)
-
-
 Validations = Mapping[TargetName, Validation]
 
 
@@ -132,42 +128,124 @@ def choose_probe(candidate: Candidate, setup: TrialSetup) -> tuple[TrialSetup, V
     return replace(setup, method=best), found[best]
 
 
-def equalize(
-    before: Candidate, setup: TrialSetup, without: Validations | None
-) -> tuple[Candidate, Improvement, Validations | None]:
-    """Return the network with its channels equalized and calibrated anew, unless that does harm.
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The network as it is, calibrated on a part of the fitted images: what equalization begins with.
 
-    `without` is how the candidate does before, None where that is not known yet. The last is how the returned
-    candidate does with the setup's ranges, None where nothing was tried.
+    Attributes:
+        candidate: with a table of the images `seen`.
+        observation: that table is made of; each look has the float logits [1, classes] and the channels' statistics.
+        seen, rest: the images that are in it, and those that are not.
     """
-    method = setup.method
-    seen = setup.usual.sample(equalizing.IMAGES)
-    stats = equalizing.observe_channels(
-        before.model, seen.inputs(), threads=setup.threads, progress=setup.progress
-    )
-    model, done = equalizing.equalize(before.model, stats)
-    if not done:
-        note = "no layers can be equalized"
-        return before, _step("equalization", method, {}, {}, used=False, note=note), without
-    if (same := setup.evaluator(model).decibels) < _SAME_FUNCTION:
-        note = f"the equalized float network is only within {same:.1f} dB of the network; it was not used"
-        return before, _step("equalization", method, {}, {}, used=False, note=note), without
-    table = _table(model, before.model, setup)
+
+    candidate: Candidate
+    observation: Observation
+    seen: Photos
+    rest: Photos
+
+
+def start(model: onnx.ModelProto, plan: QuantPlan, setup: TrialSetup, *, whole: bool) -> Start:
+    """Calibrate the network as it is on `equalization.IMAGES` of the fitted images, or on the whole of them.
+
+    The part is enough to compare it with the equalized network, which is hardly ever the worse one.
+    """
+    rest, seen = setup.fitted[:0], setup.fitted
+    if not whole and len(seen) > equalizing.IMAGES:
+        rest, seen = seen.split(equalizing.IMAGES)
+    found = _observe(model, seen, setup, () if whole else equalizing.channel_tensors(model))
+    return Start(Candidate(model, found.table(model, None, PROBES), plan), found, seen, rest)
+
+
+def finish(begun: Start, setup: TrialSetup) -> tuple[Candidate, FloatRun]:
+    """Return the network as it is, calibrated on all fitted images, and its run on them.
+
+    The table is the same, bit for bit, as if all images had been observed in one pass.
+    """
+    model, found = begun.candidate.model, begun.observation
+    run = FloatRun(begun.seen, _logits(found))
+    if len(begun.rest):
+        more = _observe(model, begun.rest, setup)
+        found = found.merge(more)
+        run = FloatRun.join(setup.fitted, FloatRun(begun.rest, _logits(more)), run)
+    return replace(begun.candidate, table=found.table(model, None, METHODS)), run
+
+
+def equalize(
+    begun: Start, setup: TrialSetup, without: Validations | None
+) -> tuple[Candidate, FloatRun, Improvement, Validations | None]:
+    """Return the network with its channels equalized, unless that does harm, calibrated on all fitted images.
+
+    With it come the float network's run on them and how the candidate does with the setup's ranges, None where that
+    is not known. `without` is how it does before, None where that is not known yet.
+    """
+    before, method = begun.candidate, setup.method
+
+    def as_it_is(
+        note: str, tried: Validations | None = None
+    ) -> tuple[Candidate, FloatRun, Improvement, Validations | None]:
+        compared = (without or {}, tried) if tried else ({}, {})
+        return *finish(begun, setup), _step("equalization", method, *compared, used=False, note=note), None
+
+    looks = begun.observation.looks
+    if not looks[0].channels:
+        return as_it_is("no layers can be equalized")
+    mask = usual(_logits(begun.observation))
+    channels = equalizing.over_images([one.channels for one, kept in zip(looks, mask, strict=True) if kept])
+    model, done = equalizing.equalize(before.model, channels)
+    found = _observe(model, setup.fitted, setup)
+    logits = _logits(found)
+    error = relative_error(logits[setup.fitted.spread(len(begun.seen))], _logits(begun.observation))
+    if error is None or error > _SAME_FUNCTION:
+        distance = (
+            "not finite" if error is None else f"only within {-20 * math.log10(error):.1f} dB of the network"
+        )
+        return as_it_is(f"the equalized float network is {distance}; it was not used")
     factors = tuple(Factors.of(one.producers, one.consumers, one.factors) for one in done)
-    table = msgspec.structs.replace(table, equalization=factors)
+    table = msgspec.structs.replace(found.table(model, before.model, METHODS), equalization=factors)
     after = Candidate(model, table, replace(before.plan, equalization=done))
     if without is None:
         without = validate(before, setup.evaluator, "Evaluating without equalization", setup.progress, method)
     with_it = validate(after, setup.evaluator, "Evaluating equalization", setup.progress, method)
-    used = mean_decibels(with_it) > mean_decibels(without) - _HARM
-    note = "" if used else f"it cost more than {_HARM:g} dB and was not used"
-    step = _step("equalization", method, without, with_it, used=used, note=note)
-    return (after, step, with_it) if used else (before, step, without)
+    if mean_decibels(with_it) <= mean_decibels(without) - _HARM:
+        return as_it_is(f"it cost more than {_HARM:g} dB and was not used", with_it)
+    step = _step("equalization", method, without, with_it, used=True)
+    return after, FloatRun(setup.fitted, logits), step, with_it
+
+
+class _Look(NamedTuple):
+    """What is made of an image besides the histograms."""
+
+    logits: NDArray[np.float32]
+    channels: dict[str, equalizing.ChannelStats]
+
+
+def _observe(
+    model: onnx.ModelProto, photos: Photos, setup: TrialSetup, tensors: tuple[str, ...] = ()
+) -> Observation:
+    logits = model.graph.output[0].name
+
+    def look(found: Mapping[str, NDArray[Any]]) -> _Look:
+        return _Look(found[logits], equalizing.look_at_channels(tensors, found))
+
+    return observe_graph(
+        model,
+        photos.inputs(),
+        further=(logits, *tensors),
+        look=look,
+        total=len(photos),
+        threads=setup.threads,
+        progress=setup.progress,
+    )
+
+
+def _logits(observation: Observation) -> NDArray[np.float32]:
+    return np.concatenate([one.logits for one in observation.looks])
 
 
 def round_weights(
     before: Candidate,
     setup: TrialSetup,
+    sample: Photos,
     without: Validations | None,
     *,
     correct_bias: bool,
@@ -178,7 +256,6 @@ def round_weights(
     Either can be left out. `without` is how the candidate does before, None where that is not known yet.
     """
     method = setup.method
-    sample = setup.usual
     topology = Topology(before.model)
     names = [layer.name for layer in topology.layers]
     shares = multiply_add_shares(before.model, topology)
@@ -264,18 +341,6 @@ def best_method(
     return candidate.with_method(max(METHODS, key=rank)), trials
 
 
-def _table(model: onnx.ModelProto, source: onnx.ModelProto | None, setup: TrialSetup) -> CalibrationTable:
-    return calibrate(
-        model,
-        setup.fitted.inputs(),
-        methods=METHODS,
-        source=source,
-        total=len(setup.fitted),
-        threads=setup.threads,
-        progress=setup.progress,
-    )
-
-
 def _step(
     name: ImprovementName,
     method: Method,
@@ -283,7 +348,7 @@ def _step(
     after: Mapping[TargetName, Validation],
     *,
     used: bool,
-    note: str,
+    note: str = "",
 ) -> Improvement:
     return Improvement(
         name=name,

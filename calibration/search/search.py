@@ -38,18 +38,20 @@ from resnet_export.calibration.quantize.plan import (
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.calibration.search.acceptance import exclude_sensitive_layers
-from resnet_export.calibration.search.evaluate import Evaluator, Limits
+from resnet_export.calibration.search.evaluate import Evaluator, FloatRun, Limits, run_float
 from resnet_export.calibration.search.improvements import (
     PROBES,
     ROUNDING_IMAGES,
     Candidate,
+    Start,
     TrialSetup,
     Validations,
     best_method,
-    calibrate_candidate,
     choose_probe,
     equalize,
+    finish,
     round_weights,
+    start,
     validate,
 )
 from resnet_export.runtime.bundle.schema import TargetName
@@ -156,8 +158,14 @@ def plan_int8(
             "one to the next, where photographs vary by 40 to 80; ranges hold for images like them, so give images "
             "that vary as those in use will"
         )
+    begun: Start | None = None
     with clock("calibration"):
-        candidate = _from_table(model, table, first) if table else calibrate_candidate(model, first, setup)
+        if table is None:
+            begun = start(model, first, setup, whole=not spec.equalize)
+            candidate = begun.candidate
+        else:
+            candidate = _from_table(model, table, first)
+            run = run_float(model, setup.fitted, threads)
     if table is not None and spec.equalize and not table.equalization:
         notices.append(
             "channels were not equalized: the calibration table belongs to the network as it is; leave it out, or "
@@ -166,14 +174,22 @@ def plan_int8(
     if spec.method == "auto":
         with clock("methods"):
             setup, so_far = choose_probe(candidate, setup)
-    if spec.equalize and table is None:
+    if begun is not None and spec.equalize:
         with clock("equalization"):
-            candidate, step, so_far = equalize(candidate, setup, so_far)
+            candidate, run, step, so_far = equalize(begun, setup, so_far)
         steps.append(step)
+    elif begun is not None:
+        with clock("calibration"):
+            candidate, run = finish(begun, setup)
     if spec.correct_bias or spec.round_weights:
         with clock("rounding"):
             candidate, found, layers = round_weights(
-                candidate, setup, so_far, correct_bias=spec.correct_bias, round_weights=spec.round_weights
+                candidate,
+                setup,
+                _usual(run.sample(ROUNDING_IMAGES)),
+                so_far,
+                correct_bias=spec.correct_bias,
+                round_weights=spec.round_weights,
             )
         steps.extend(found)
     if spec.method == "auto":
@@ -182,11 +198,12 @@ def plan_int8(
     else:
         candidate = candidate.with_method(spec.method)
 
+    budget = spec.limits.max_drop
     with clock("validation"):
-        budget = spec.limits.max_drop
-        evaluator = Evaluator(
-            model, images.sample(_VALIDATED) if budget is None else images, spec.limits, threads=threads
-        )
+        held = setup.evaluator.run
+        if held.photos is not setup.fitted:
+            run = FloatRun.join(images, run, held)
+        evaluator = Evaluator(run.sample(_VALIDATED) if budget is None else run, spec.limits, threads=threads)
         verdicts = validate(candidate, evaluator, "Validating", progress)
     if budget is not None and budget < 100 / len(evaluator):
         notices.append(
@@ -304,11 +321,17 @@ def _hold_back(
         fitted = held = images
     else:
         fitted, held = images.split(min(HELD_BACK, len(images) // 4))
-    evaluator = Evaluator(model, held, threads=threads)
-    sample = fitted.sample(ROUNDING_IMAGES)
-    sample = sample.where(usual(Evaluator(model, sample, threads=threads).logits))
+    evaluator = Evaluator(run_float(model, held, threads), threads=threads)
     method = PROBES[0] if spec.method == "auto" else spec.method
-    return TrialSetup(fitted, sample, evaluator, method, threads, progress)
+    return TrialSetup(fitted, evaluator, method, threads, progress)
+
+
+def _usual(run: FloatRun) -> Photos:
+    """Return the images without the handful that owns the energy of the logits, if there is one.
+
+    Sums and maxima over images would be theirs alone.
+    """
+    return run.photos.where(usual(run.logits))
 
 
 def _first_plan(model: onnx.ModelProto, spec: SearchSpec) -> QuantPlan:

@@ -8,15 +8,22 @@ import pytest
 from numpy.typing import NDArray
 
 from resnet_export.calibration.improve.channel_scaling import channel_groups, rescale
-from resnet_export.calibration.improve.equalization import equalize, observe_channels
+from resnet_export.calibration.improve.equalization import (
+    ChannelStats,
+    channel_tensors,
+    equalize,
+    look_at_channels,
+    over_images,
+)
 from resnet_export.calibration.improve.noise_gain import noise_gains
+from resnet_export.calibration.observe.activations import observed_graph
 from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.quantize.plan import Equalization, QuantPlan
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.runtime.bundle.schema import TargetName
-from resnet_export.runtime.errors import DatasetError
-from tests.residual_net import images, residual_net
+from resnet_export.runtime.errors import ExportError
+from tests.residual_net import images, residual_net, with_weight
 
 
 def logits(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -39,8 +46,24 @@ def apart(model: onnx.ModelProto, spread: float, seed: int = 0) -> onnx.ModelPro
     )
 
 
+def run(model: onnx.ModelProto, x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """The tensors that equalization looks at."""
+    session = CpuSession(observed_graph(model, channel_tensors(model)))
+    return dict(zip(session.outputs, session.run(x), strict=True))
+
+
+def channels(model: onnx.ModelProto, x: NDArray[np.float32]) -> dict[str, ChannelStats]:
+    found = run(model, x)
+    return over_images(
+        [
+            look_at_channels(found, {name: one[at : at + 1] for name, one in found.items()})
+            for at in range(len(x))
+        ]
+    )
+
+
 def equalized(model: onnx.ModelProto) -> onnx.ModelProto:
-    return equalize(model, observe_channels(model, [images(32)]))[0]
+    return equalize(model, channels(model, images(32)))[0]
 
 
 def decibels(model: onnx.ModelProto, target: TargetName) -> float:
@@ -82,15 +105,28 @@ def test_a_channel_that_never_fired_gets_a_finite_positive_factor() -> None:
             values = onnx.numpy_helper.to_array(tensor).copy()
             values[2] = 0
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    _, done = equalize(model, observe_channels(model, [images(16)]))
+    _, done = equalize(model, channels(model, images(16)))
     for one in done:
         assert np.isfinite(one.factors).all()
         assert (one.factors > 0).all()
 
 
-def test_no_image_is_an_error_that_says_so() -> None:
-    with pytest.raises(DatasetError, match="no image"):
-        observe_channels(residual_net(), [])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_an_activation_that_is_not_finite_is_an_error_that_names_it(value: float) -> None:
+    model = residual_net()
+    bias = np.zeros(8, np.float32)
+    bias[3] = value
+    with pytest.raises(ExportError, match=r"'a\.conv1.*infinite or NaN"):
+        channels(with_weight(model, "a.conv1.bias", bias), images(2))
+
+
+def test_statistics_over_images_are_those_of_their_batch() -> None:
+    model, x = residual_net(), images(6)
+    found = run(model, x)
+    at_once = look_at_channels(found, found)
+    for name, one in channels(model, x).items():
+        np.testing.assert_array_equal(one.peak, at_once[name].peak)
+        np.testing.assert_allclose(one.power, at_once[name].power, rtol=1e-5)
 
 
 def test_scaling_a_channel_up_divides_its_gain_by_the_factors_square() -> None:

@@ -19,7 +19,7 @@ from resnet_export.calibration.observe.methods import BY_IMAGE, METHODS, Method
 from resnet_export.calibration.observe.table import decode_table, encode_table
 from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.search.acceptance import most_sensitive_layers
-from resnet_export.calibration.search.evaluate import Evaluator, Limits
+from resnet_export.calibration.search.evaluate import Evaluator, Limits, run_float
 from resnet_export.calibration.search.mixed_precision import (
     bisect,
     multiply_add_shares,
@@ -307,7 +307,9 @@ def test_ranking_quantizes_one_layer_at_a_time_and_sorts_by_the_damage() -> None
     model = hidden(residual_net(), "b.conv2", 300)
     table = calibrate(model, [images(16)], methods=("minmax",))
     plan = plan_from_table(model, table, SearchSpec(exclude="none")).plan
-    found = rank_layers(model, plan.choose_ranges(table), plan, "cpu", Evaluator(model, photos(16)))
+    found = rank_layers(
+        model, plan.choose_ranges(table), plan, "cpu", Evaluator(run_float(model, photos(16)))
+    )
     assert {one.layer for one in found} == LAYERS
     assert found[0].layer == "b.conv2"
     assert [one.severity for one in found] == sorted((one.severity for one in found), reverse=True)
@@ -350,7 +352,7 @@ def test_the_most_sensitive_layers_make_up_most_of_the_error() -> None:
 def test_the_evaluator_compares_with_the_float_network() -> None:
     model = residual_net()
     labels = logits(model, images(16)).argmax(axis=1)
-    found = Evaluator(model, photos(16, labels))(model)
+    found = Evaluator(run_float(model, photos(16, labels)))(model)
     assert (found.agreement, found.snr_db, found.accuracy_drop, found.outside) == (100.0, None, 0.0, ())
     assert found.decibels == math.inf
 
