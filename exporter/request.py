@@ -42,6 +42,8 @@ def check_request(model: ModelSpec, spec: ExportSpec) -> None:
     named = [name for name in ("depth", "arch", "model", "weights") if getattr(model, name) is not None]
     if model.model is not None and named != ["model"]:
         raise RequestError(f"--model is a whole network, and {', '.join(named)} were given; give it alone")
+    if model.model_arg and (model.model is None or ":" not in model.model):
+        raise RequestError("--model-arg is for a factory; give --model MODULE:FACTORY as well")
     if model.module is not None and named:
         raise RequestError(f"a module is at hand, and {named[0]} names another network; give one of them")
     if not named and model.module is None:

@@ -30,7 +30,7 @@ class ModelSpec:
     its tensors.
 
     `arch` may name a network of a library, "timm:NAME" or "torchvision:NAME"; `model` is a factory of one's own,
-    "package.module:function" with the arguments `model_args` ("key=value"), a program of torch.export, "net.pt2", or an
+    "package.module:function" with each `model_arg` ("key=value"), a program of torch.export, "net.pt2", or an
     ONNX classifier that exists already, "net.onnx".
     A factory is code, and runs as such. `module` is the network itself, an nn.Module at hand, in place of these.
 
@@ -44,7 +44,7 @@ class ModelSpec:
     depth: int | None = None
     arch: str | None = None
     model: str | None = None
-    model_args: tuple[str, ...] = ()
+    model_arg: tuple[str, ...] = ()
     weights: str | None = None
     checkpoint_key: str | None = None
     key_map: Path | None = None

@@ -187,10 +187,10 @@ OPTIONS = [
         "of torch.export, or an ONNX classifier, for which torch is not needed.",
     ),
     _spec(
-        "model_args",
-        type=CommaList(),
-        metavar="KEY=VALUE,…",
-        help="Arguments of the factory.",
+        "model_arg",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="An argument of the factory; repeat it for more.",
     ),
     _spec(
         "weights",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,9 @@ from resnet_export.runtime.bundle.manifest import ModelInfo, WeightsInfo
 from resnet_export.runtime.errors import RequestError
 
 __all__ = ["load_module"]
+
+# What torch puts around a network and that computes nothing itself.
+_WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
 
 
 def load_module(
@@ -86,8 +90,25 @@ def load_module(
 def _evaluated(module: object) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise RequestError(f"the model is a {type(module).__name__}, expected a ModelSpec or an nn.Module")
-    network = copy.deepcopy(module).to(device="cpu", dtype=torch.float32).eval()
-    return network.requires_grad_(False)
+    while type(module).__name__ in _WRAPPERS:
+        module = next(module.children())
+    # What torch.nn.utils.weight_norm computed last is part of a graph of gradients, and cannot be copied as such.
+    computed = [
+        value
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    ]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on its own programs
+            network = copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
+    except Exception as error:
+        raise RequestError(
+            f"the module {type(module).__name__} cannot be copied ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}); give the network alone, without what its training holds"
+        ) from error
+    return network.to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
 
 
 def _wrapped(module: nn.Module) -> nn.Module:

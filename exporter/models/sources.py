@@ -110,7 +110,7 @@ def load_other(spec: ModelSpec, folder: HubFolder | None = None) -> Classifier:
 def resolve(spec: ModelSpec, folder: HubFolder | None = None) -> Resolved:
     """Return the network that `module`, `arch` ("timm:NAME", "torchvision:NAME") or `model` of `spec` asks for.
 
-    `model` is a factory, "package.module:function", called with the keyword arguments of `model_args` ("key=value"; a
+    `model` is a factory, "package.module:function", called with the keyword arguments of `model_arg` ("key=value"; a
     value is a Python literal, or text), or a program of torch.export, "net.pt2". A factory is code, and runs with
     all the rights of this process. `weights` of a library's network are a checkpoint with its own names, which may
     stand in a `folder` of the hub's form.
@@ -119,7 +119,7 @@ def resolve(spec: ModelSpec, folder: HubFolder | None = None) -> Resolved:
     CheckpointError when the weights do not fit; DependencyError when the library is not installed.
     """
     if spec.model is not None:
-        return Resolved(_program(Path(spec.model)) if spec.model.endswith(".pt2") else _factory(spec))
+        return _program(Path(spec.model), spec) if spec.model.endswith(".pt2") else Resolved(_factory(spec))
     if spec.arch is not None and ":" in spec.arch:
         return _library(spec, folder)
     return Resolved(spec.module)
@@ -210,7 +210,7 @@ def _load(module: Any, tensors: Mapping[str, Any], spec: ModelSpec) -> None:
     module.load_state_dict(best, strict=False)
 
 
-def _program(path: Path) -> Any:
+def _program(path: Path, spec: ModelSpec) -> Resolved:
     if not path.is_file():
         raise RequestError(f"there is no exported program {path}; give a .pt2 file of torch.export.save")
     try:
@@ -222,41 +222,72 @@ def _program(path: Path) -> Any:
             f"{path} is not a program of torch.export.save ({type(error).__name__}); save it again with this version "
             "of torch"
         ) from error
-    return _Program(program.module())
+    inputs = set(program.graph_signature.user_inputs)
+    shapes = [
+        tuple(node.meta["val"].shape)
+        for node in program.graph.nodes
+        if node.name in inputs and isinstance(node.meta.get("val"), torch.Tensor)
+    ]
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        found = ", ".join(str(list(shape)) for shape in shapes) or "none"
+        raise RequestError(
+            f"{path} has the inputs {found}, expected one of images [N, C, H, W]; export the classifier alone"
+        )
+    batch, _, *size = shapes[0]
+    if isinstance(batch, int):
+        raise RequestError(
+            f"{path} has a fixed batch of {batch}, expected a dynamic one; export it again with "
+            "dynamic_shapes=({0: torch.export.Dim('N', min=1)},)"
+        )
+    module = _Program(program.module())
+    if not all(isinstance(side, int) for side in size):
+        return Resolved(module)
+    if spec.image_size not in (None, tuple(size)) and (spec.image_size, spec.image_size) != tuple(size):
+        raise RequestError(
+            f"{path} takes images of {size[0]} × {size[1]}, but another size was asked for; leave the image size out"
+        )
+    return Resolved(module, Stated(f"the program {path.name}", crop=(size[0], size[1])))
 
 
-def _factory(spec: ModelSpec) -> Any:
+def _factory(spec: ModelSpec) -> nn.Module:
     name, _, function = str(spec.model).partition(":")
     if not function:
         raise RequestError(
-            f"the model {spec.model!r} is neither MODULE:FACTORY nor a .pt2 file; give one of them"
+            f"the model {spec.model!r} is neither MODULE:FACTORY nor a .pt2 or .onnx file; give one of them"
         )
+    options = dict(map(_argument, spec.model_arg))
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = importlib.import_module(name)
-    except Exception as error:
+        found: Any = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
         raise RequestError(
-            f"the module {name!r} of the factory cannot be imported ({type(error).__name__}: {error}); give a name "
-            "that Python finds from the current folder"
+            f"the module {name!r} of the factory cannot be imported ({_reason(error)}); give a name that Python finds "
+            "from the current folder"
         ) from error
     finally:
         sys.path.remove(str(Path.cwd()))
-    make = getattr(found, function, None)
-    if not callable(make):
+    for part in function.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
         raise RequestError(f"{name} has no function {function!r}; give MODULE:FACTORY")
-    options = dict(map(_argument, spec.model_args))
     try:
         with torch.random.fork_rng():
             torch.manual_seed(spec.seed)
-            module = make(**options)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise RequestError(f"the factory {spec.model} failed ({type(error).__name__}: {reason})") from error
-    if not isinstance(module, torch.nn.Module):
+            module = found(**options)
+    except (Exception, SystemExit) as error:
+        raise RequestError(
+            f"the factory {spec.model} failed ({_reason(error)}); correct it, or give its arguments with --model-arg"
+        ) from error
+    if not isinstance(module, nn.Module):
         raise RequestError(
             f"the factory {spec.model} returned a {type(module).__name__}, expected an nn.Module"
         )
     return module
+
+
+def _reason(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _argument(text: str) -> tuple[str, Any]:

@@ -27,6 +27,12 @@ def nothing():
 def broken():
     raise OSError("weights would have to be downloaded")
 
+def leaving():
+    raise SystemExit("usage: train.py DATA")
+
+class Models:
+    small = staticmethod(make)
+
 constant = 5
 """
 
@@ -40,12 +46,41 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_factory_makes_the_network_with_its_arguments(factory: str) -> None:
-    spec = ModelSpec(model=f"{factory}:make", model_args=("classes=7", "bias=False"), image_size=64)
+    spec = ModelSpec(model=f"{factory}:make", model_arg=("classes=7", "bias=False"), image_size=64)
     check_request(spec, ExportSpec())
     resolved = resolve(spec)
     assert resolved.module(torch.zeros(2, 3, 8, 8)).shape == (2, 7)
     assert resolved.module[2].bias is None
     assert folder_name(spec) == "make"
+
+
+def test_a_factory_may_be_an_attribute(factory: str) -> None:
+    assert resolve(ModelSpec(model=f"{factory}:Models.small")).module(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+
+
+def test_a_module_that_leaves_on_import_is_refused(factory: str, tmp_path: Path) -> None:
+    (tmp_path / "leaves_on_import.py").write_text("import sys\nsys.exit('bad usage\\nof it')")
+    with pytest.raises(RequestError, match=r"cannot be imported .SystemExit: bad usage\)"):
+        resolve(ModelSpec(model="leaves_on_import:make"))
+
+
+def test_arguments_without_a_factory_are_refused() -> None:
+    for model in (ModelSpec(depth=18, model_arg=("a=1",)), ModelSpec(model="a.onnx", model_arg=("a=1",))):
+        with pytest.raises(RequestError, match="--model-arg is for a factory"):
+            check_request(model, ExportSpec())
+
+
+def test_a_program_with_another_input_is_refused(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+    torch.export.save(torch.export.export(network, (torch.zeros(2, 3, 8, 8),)), tmp_path / "fixed.pt2")
+    with pytest.raises(RequestError, match=r"fixed\.pt2 has a fixed batch of 2"):
+        resolve(ModelSpec(model=str(tmp_path / "fixed.pt2")))
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(network, (torch.zeros(2, 3, 48, 40),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    assert load_other(ModelSpec(model=str(tmp_path / "net.pt2"))).preprocessing.size == (48, 40)
+    with pytest.raises(RequestError, match=r"takes images of 48 × 40, but another size"):
+        resolve(ModelSpec(model=str(tmp_path / "net.pt2"), image_size=64))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +91,7 @@ def test_a_factory_makes_the_network_with_its_arguments(factory: str) -> None:
         ("my_factory_module:constant", (), "has no function 'constant'"),
         ("my_factory_module:nothing", (), "returned a int, expected an nn.Module"),
         ("my_factory_module:broken", (), "failed .OSError: weights would have to be downloaded"),
+        ("my_factory_module:leaving", (), r"failed .SystemExit: usage: train\.py DATA"),
         ("my_factory_module:make", ("size=3",), "failed .TypeError"),
         ("my_factory_module:make", ("size",), "not key=value"),
         ("my_factory_module", (), "neither MODULE:FACTORY nor"),
@@ -66,7 +102,7 @@ def test_a_factory_that_makes_no_network_is_refused_in_one_sentence(
     factory: str, model: str, args: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(RequestError, match=words) as caught:
-        resolve(ModelSpec(model=model, model_args=args))
+        resolve(ModelSpec(model=model, model_arg=args))
     assert "\n" not in str(caught.value)
 
 
