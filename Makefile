@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
-SOURCES := exporter calibration runtime tests benchmarks examples
+SOURCES := exporter calibration runtime tests benchmarks examples fuzz
 
 .PHONY: run test test-all gpu-check lint typecheck clean
 
