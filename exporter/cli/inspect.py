@@ -86,7 +86,7 @@ def _lines(bundle: Path, manifest: Manifest, host: HostFacts, resolution: Resolu
         for layer in artifact.excluded:
             yield f"  {artifact.name} keeps {layer.node} in {layer.precision}: {layer.reason}"
     yield ""
-    yield from _host(host)
+    yield from host_lines(host)
     yield f"would run {resolution.choice}" if resolution.choice else "would run nothing"
     yield from (f"  {considered}" for considered in resolution.trace)
 
@@ -107,7 +107,8 @@ def _verdicts(artifact: Artifact) -> str:
     return ", ".join(said) or "unchecked"
 
 
-def _host(host: HostFacts) -> Iterator[str]:
+def host_lines(host: HostFacts) -> Iterator[str]:
+    """Yield what is known of a host, in lines."""
     packages = ", ".join(f"{package.distribution} {package.version}" for package in host.packages)
     yield f"host    {host.machine}, {host.cpus} processors, {' '.join(host.cpu_features) or 'features unknown'}"
     yield f"        backends: {packages or 'none'}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from resnet_export.runtime.backends.routes import Route
 from resnet_export.runtime.bundle.engine_header import engine_mismatch
 from resnet_export.runtime.bundle.manifest import EngineInfo, Manifest, Verdict
 from resnet_export.runtime.precision import Precision
@@ -66,8 +67,12 @@ def _engine_described(candidate: Candidate, _: SelectionContext) -> str | None:
 
 
 def _package_installed(candidate: Candidate, at: SelectionContext) -> str | None:
-    route = candidate.route
-    packages = [package for package in at.host.packages if package.module == route.module]
+    return missing_package(candidate.route, at.host)
+
+
+def missing_package(route: Route, host: HostFacts) -> str | None:
+    """Return which package a route lacks on a host and how to install it, None where it lacks none."""
+    packages = [package for package in host.packages if package.module == route.module]
     if not packages:
         return f"needs the package {route.module}, which is not installed ({route.install})"
     if route.required and not {package.distribution for package in packages} & set(route.required):
