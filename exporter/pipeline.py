@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from resnet_export.calibration.data.photos import Photos
-from resnet_export.exporter import report as page
 from resnet_export.exporter.bundle.manifest import (
     Contents,
     artifact_of,
@@ -39,13 +38,13 @@ from resnet_export.exporter.models.labels import default_labels
 from resnet_export.exporter.models.load import load_classifier
 from resnet_export.exporter.parity.check import check_parity
 from resnet_export.exporter.parity.validation import validation_spec
+from resnet_export.exporter.report.files import REPORT, write_reports
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.golden import encode_golden
 from resnet_export.runtime.bundle.manifest import Artifact, Preprocessing
 from resnet_export.runtime.errors import ExportError, RequestError
-from resnet_export.runtime.parity.report import markdown
-from resnet_export.runtime.parity.report.schema import ParityReport, encode_report
+from resnet_export.runtime.parity.report.schema import ParityReport
 from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import PRECISIONS, Precision
 from resnet_export.runtime.progress import STEPS, Progress, silent
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["GOLDEN", "REPORT", "Export", "Job", "export", "load_photos", "prepare"]
 
 GOLDEN = "golden.npz"
-REPORT = "report.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,11 +346,3 @@ def check(
         full_batches_known=[artifact.name for artifact, _ in written],
         progress=progress,
     )
-
-
-def write_reports(stage: Staging, staged: Path, report: ParityReport) -> None:
-    """Write the report in every form for which the packages are there."""
-    stage.write(REPORT, encode_report(report))
-    stage.write("report.md", markdown.render(report).encode())
-    if page.installed():
-        stage.write("report.html", page.render(report, page.gather(staged, report)))

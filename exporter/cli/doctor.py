@@ -50,8 +50,8 @@ def command(as_json: bool) -> None:
     for warning in host.warnings:
         click.echo(f"Note: {warning}", err=True)
     click.echo()
-    rows = [[does, what, missing or "yes"] for does, what, missing in found]
-    click.echo(text_table(["does", "what", "here"], rows))
+    table = [[does, what, missing or "yes"] for does, what, missing in found]
+    click.echo(text_table(["does", "what", "here"], table))
 
 
 def _extras() -> Iterator[Finding]:

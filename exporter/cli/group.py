@@ -23,6 +23,7 @@ COMMANDS = {
     "triton": "Write a model repository for Triton Inference Server.",
     "sign": "Sign every file of a bundle, with a key pair or a Sigstore identity.",
     "verify": "Check that a bundle is what a key or an identity signed.",
+    "relabel": "Give the classes of a bundle other names.",
     "doctor": "Say what this host can export, build and run, and how to get the rest.",
     "models": "List the architectures with parameters, operations and published accuracy.",
 }

@@ -16,9 +16,12 @@ from resnet_export.runtime.bundle.manifest import ModelInfo, Preprocessing
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.precision import Precision
 
-__all__ = ["finish", "serialize"]
+__all__ = ["NAMES", "finish", "named", "serialize"]
 
 _PRODUCER = "resnet-export"
+
+NAMES = "names"
+"""The key of the classes' names, a Python dictionary of index → label, as readers of Ultralytics look for it."""
 
 
 def finish(
@@ -64,6 +67,16 @@ def finish(
     return replace(graph, model=model)
 
 
+def named(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProto:
+    """Return a finished graph with other names for its classes."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for entry in copy.metadata_props:
+        if entry.key == NAMES:
+            entry.value = repr(dict(enumerate(labels)))
+    return copy
+
+
 def _facts(
     info: ModelInfo, labels: Sequence[str], preprocessing: Preprocessing, precision: Precision
 ) -> Mapping[str, str]:
@@ -76,7 +89,7 @@ def _facts(
         **{key: str(value) for key, value in origin.items() if value is not None},
         "preprocessing": msgspec.json.encode(preprocessing).decode(),
         "precision": str(precision),
-        "names": repr(dict(enumerate(labels))),
+        NAMES: repr(dict(enumerate(labels))),
         "task": "classify",
         "imgsz": repr(list(preprocessing.size)),
         "stride": "1",  # the size is fixed: nothing is to be rounded to a multiple
