@@ -39,7 +39,8 @@ def misfits(model: onnx.ModelProto, ranges: Mapping[str, Span]) -> dict[str, str
 
     1. a tensor that it writes or reads leaves fp16's range with HEADROOM to spare, or is all subnormal;
     2. it averages, and the sum before the division leaves that range;
-    3. one of its weights does not fit, or loses WEIGHT_ERROR to subnormal steps;
+    3. one of its weights does not fit, or loses WEIGHT_ERROR to subnormal steps (not a bias: what they take from it
+       is at most 2⁻²⁵, and an output that is not all subnormal loses as much by itself);
     4. a scale that one of its inputs is dequantized with is not a normal fp16 number, or is so large that
        255 steps leave fp16's range.
 
@@ -80,9 +81,10 @@ def _reasons(
         low, high = spans[node.output[0]]
         if fault := _span_fault((low * count, high * count)):
             yield f"the sum of the {count} values that it averages {fault}"
-    for name in node.input:
+    for position, name in enumerate(node.input):
         if name in constants and constants[name].data_type == TensorProto.FLOAT:
-            if fault := _weight_fault(numpy_helper.to_array(constants[name])):
+            added = node.op_type == "Add" or (node.op_type in ("Conv", "Gemm") and position == 2)
+            if fault := _weight_fault(numpy_helper.to_array(constants[name]), added=added):
                 yield f"its constant {name!r} {fault}"
         elif name in dequantizers:
             scale = numpy_helper.to_array(constants[dequantizers[name].input[1]])
@@ -108,14 +110,14 @@ def _span_fault(span: Span) -> str | None:
     return None
 
 
-def _weight_fault(values: NDArray[np.float32]) -> str | None:
+def _weight_fault(values: NDArray[np.float32], *, added: bool) -> str | None:
     largest = float(np.abs(values).max(initial=0.0))
     if largest > LARGEST:
         return f"reaches {largest:.4g}, and fp16 ends at {LARGEST:.0f}"
     # Only numbers below the normal range lose more than the limit, so most tensors need no second look.
     norm = math.sqrt(float(np.vdot(values, values)))
     error = float(np.linalg.norm(values - values.astype(np.float16).astype(np.float32)))
-    if error > WEIGHT_ERROR * norm:
+    if error > WEIGHT_ERROR * norm and not added:
         return (
             f"changes by {error / norm:.2g} of itself in fp16, whose normal numbers change by at most "
             f"{WEIGHT_ERROR / 2:.2g}"

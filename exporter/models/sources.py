@@ -16,13 +16,13 @@ import msgspec
 import torch
 from torch import nn
 
-from resnet_export.exporter.models.batch_statistics import measure_batch_statistics
 from resnet_export.exporter.models.checkpoint import read_weights, weights_info
 from resnet_export.exporter.models.classifier import Classifier
 from resnet_export.exporter.models.hub import HubFolder
 from resnet_export.exporter.models.libraries import import_library
 from resnet_export.exporter.models.metadata import named_values
 from resnet_export.exporter.models.module import load_module
+from resnet_export.exporter.models.normalizations import initialize_normalizations
 from resnet_export.exporter.models.photographs import photographs
 from resnet_export.exporter.models.preprocessing import NOTHING, usual_preprocessing
 from resnet_export.exporter.models.stated import (
@@ -80,8 +80,8 @@ class Resolved:
 def load_other(spec: ModelSpec, folder: HubFolder | None = None) -> Classifier:
     """Return the classifier of a network that is not in the zoo. Raises what `resolve` and `load_module` do.
 
-    A library's network without weights is untrained: it has the library's own initialization, from the seed, and batch
-    statistics of the bundled photographs.
+    A library's network without weights is untrained: it has the library's own initialization, from the seed, but for
+    its batch normalizations (`initialize_normalizations`).
     """
     found = resolve(spec, folder)
     net = load_module(replace(spec, module=found.module), found.stated, found.values)
@@ -94,7 +94,7 @@ def load_other(spec: ModelSpec, folder: HubFolder | None = None) -> Classifier:
     steps = net.preprocessing
     # Not as requested: whatever the mean and standard deviation, a seed means the same network.
     images = normalize(photographs(steps.size, steps.channels), usual_preprocessing(steps.channels))
-    measure_batch_statistics(cast(nn.Module, net.module), torch.from_numpy(images))
+    initialize_normalizations(cast(nn.Module, net.module), torch.from_numpy(images))
     return replace(
         net,
         info=msgspec.structs.replace(

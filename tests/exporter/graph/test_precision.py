@@ -171,6 +171,22 @@ class TestReasons:
         assert typed.excluded[0].reason.startswith(reason)
         assert types_of(typed.graph)["weight"] == FLOAT
 
+    @pytest.mark.parametrize("operator", ["Conv", "Add"])
+    def test_a_bias_too_small_for_fp16_is_no_reason_and_one_too_large_is(self, operator: str) -> None:
+        weight = np.random.default_rng(1).normal(size=(4, 4, 1, 1)).astype(np.float32)
+        small = np.float32([3e-8, -2e-8, 1e-8, 2e-8])
+
+        def graph(bias: NDArray[np.float32]) -> ExportedGraph:
+            if operator == "Conv":
+                return graph_of(
+                    [("Conv", ["input", "weight", "bias"], "logits")], {"weight": weight, "bias": bias}
+                )
+            return graph_of([("Add", ["input", "bias"], "logits")], {"bias": bias.reshape(4, 1, 1)})
+
+        assert excluded(self.typed(graph(small))) == []
+        typed = to_fp16(graph(small + np.float32(7e4)), dict.fromkeys(("input", "logits"), (-1.0, 1.0)))
+        assert typed.excluded[0].reason.startswith("its constant 'bias' reaches")
+
     def test_a_tensor_that_is_subnormal_throughout_stays(self) -> None:
         graph = graph_of(
             [("Mul", ["input", "small"], "mul.output"), ("Mul", ["mul.output", "large"], "logits")],

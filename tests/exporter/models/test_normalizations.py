@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from resnet_export.exporter.models.batch_statistics import measure_batch_statistics
+from resnet_export.exporter.models.normalizations import initialize_normalizations
 from resnet_export.exporter.models.photographs import photographs
 from resnet_export.exporter.models.sources import load_other
 from resnet_export.exporter.spec import ModelSpec
@@ -16,7 +16,9 @@ from resnet_export.runtime.bundle.manifest import WeightsInfo
 from resnet_export.runtime.preprocess import normalize
 
 
-def test_every_normalization_has_the_statistics_of_what_reaches_it_and_nothing_else_changes() -> None:
+def test_every_normalization_has_the_statistics_of_what_reaches_it_and_a_shift_and_nothing_else_changes() -> (
+    None
+):
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3),
@@ -27,15 +29,19 @@ def test_every_normalization_has_the_statistics_of_what_reaches_it_and_nothing_e
     ).eval()
     before = {name: value.clone() for name, value in network.named_parameters()}
     images = torch.randn(6, 3, 12, 12) * 3 + 1
-    measure_batch_statistics(network, images)
+    initialize_normalizations(network, images)
     for name, value in network.named_parameters():
-        assert torch.equal(value, before[name])
+        assert torch.equal(
+            value, torch.full((len(value),), 0.5) if name in ("1.bias", "4.bias") else before[name]
+        )
     assert not any(module.training for module in network.modules())
     assert [network[1].momentum, network[4].momentum] == [0.3, 0.1]
     with torch.inference_mode():
         for depth in (2, 5):
             found = network[:depth](images)
-            torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(found.shape[1]), atol=1e-3, rtol=0)
+            torch.testing.assert_close(
+                found.mean((0, 2, 3)), torch.full((found.shape[1],), 0.5), atol=1e-3, rtol=0
+            )
             torch.testing.assert_close(found.std((0, 2, 3)), torch.ones(found.shape[1]), atol=1e-2, rtol=0)
 
 
