@@ -375,10 +375,12 @@ def _find_head(row: Architecture, translation: Translation, found: Shapes, path:
     candidates = _heads(row, translation, found)
     weight_name, bias_name = _head_names(row)
     if not candidates:
+        kernel = _expected(row)[weight_name][2:]
+        expected = ", ".join(["classes", str(row.features), *map(str, kernel)])
         linear = [
-            f"{key} is {list(found[key])}, expected [classes, {row.features}]"
+            f"{key} is {list(found[key])}, expected [{expected}]"
             for key in translation.others
-            if key.endswith("weight") and len(found[key]) == 2
+            if key.endswith("weight") and (len(found[key]) == 2 or found[key][2:] == (kernel or None))
         ]
         raise KeyMismatchError(
             f"{path} does not fit {row.name}: it has no classifier layer of {row.features} features"
@@ -411,6 +413,15 @@ def _find_head(row: Architecture, translation: Translation, found: Shapes, path:
             missing=(bias_name,),
             unexpected=(),
             mis_shaped=(),
+        )
+    classes = _classes(weight, found)
+    if found[bias] != (classes,):
+        fault = f"{bias} is {list(found[bias])}, expected [{classes}], the classes of {weight}"
+        raise KeyMismatchError(
+            f"{path} does not fit {row.name}: 1 mis-shaped ({fault}); give a checkpoint of one network",
+            missing=(),
+            unexpected=(),
+            mis_shaped=(fault,),
         )
     return weight, bias
 

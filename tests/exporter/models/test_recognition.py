@@ -5,8 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import pytest
+import torch
 
 from resnet_export.exporter.models.key_report import recognize
 from resnet_export.exporter.models.resnet import construct
@@ -17,6 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 CLASSES = 7
 
 
+@cache
 def _shapes(name: str) -> Shapes:
     return {key: tuple(value.shape) for key, value in construct(ZOO[name], CLASSES).state_dict().items()}
 
@@ -103,6 +108,127 @@ def _with(key: str, shape: tuple[int, ...]) -> Callable[[Shapes], Shapes]:
 def test_a_near_miss_is_refused_with_what_is_wrong(change: Callable[[Shapes], Shapes], words: str) -> None:
     with pytest.raises(CheckpointError, match=re.escape(words)):
         recognize(change(_shapes("resnet18")), path="w.pth")
+
+
+NEAR_ROWS = (
+    "resnet18",
+    "resnet50",
+    "resnet152",
+    "plain18",
+    "resnetv2_50",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "seresnet50",
+    "resnet50d",
+    "resnet56",
+    "cifar_resnet56",
+    "wide_resnet28_10",
+)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What was done to a row's tensors, and the words that name it."""
+
+    shapes: Shapes
+    words: tuple[str, ...]
+
+
+def _middle(shapes: Shapes, ending: str, rank: int) -> str:
+    found = [key for key, shape in shapes.items() if key.endswith(ending) and len(shape) == rank]
+    return found[len(found) // 2]
+
+
+def _head(shapes: Shapes) -> str:
+    return next(key for key in reversed(shapes) if key.endswith("fc.weight"))
+
+
+def _lost(shapes: Shapes, key: str) -> Damage:
+    return Damage(_without(key)(shapes), ("1 missing", key))
+
+
+def _resized(shapes: Shapes, key: str, shape: tuple[int, ...]) -> Damage:
+    return Damage({**shapes, key: shape}, (f"{key} is {list(shape)}, expected",))
+
+
+def _wider(shapes: Shapes) -> Damage:
+    key = _middle(shapes, ".weight", 4)
+    return _resized(shapes, key, (2 * shapes[key][0], *shapes[key][1:]))
+
+
+def _other_features(shapes: Shapes) -> Damage:
+    classes, features, *kernel = shapes[_head(shapes)]
+    return _resized(shapes, _head(shapes), (classes, features + 1, *kernel))
+
+
+def _torn_classes(shapes: Shapes) -> Damage:
+    bias = _head(shapes).replace("weight", "bias")
+    return Damage({**shapes, bias: (CLASSES + 2,)}, (bias, str(CLASSES), str(CLASSES + 2)))
+
+
+def _extra(shapes: Shapes) -> Damage:
+    key = _middle(shapes, ".weight", 4).removesuffix("weight") + "attention.weight"
+    return Damage({**shapes, key: (1, 8, 7, 7)}, (key,))
+
+
+def _renamed(shapes: Shapes) -> Damage:
+    key = _middle(shapes, "running_mean", 1)
+    return Damage(
+        {name.replace(key, f"{key}_of_batch"): shape for name, shape in shapes.items()},
+        (f"the nearest in the file: {key}_of_batch for {key}",),
+    )
+
+
+DAMAGES: dict[str, Callable[[Shapes], Damage]] = {
+    "a convolution missing": lambda shapes: _lost(shapes, _middle(shapes, ".weight", 4)),
+    "a statistic missing": lambda shapes: _lost(shapes, _middle(shapes, "running_var", 1)),
+    "the bias of the classifier missing": lambda s: _lost(s, _head(s).replace("weight", "bias")),
+    "a wider convolution": _wider,
+    "a classifier of other features": _other_features,
+    "a bias for other classes": _torn_classes,
+    "a layer too many": _extra,
+    "a statistic under another name": _renamed,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", NEAR_ROWS)
+def test_a_damaged_row_is_refused_with_the_row_that_it_nearly_is_and_the_damage(
+    name: str, damage: str
+) -> None:
+    made = DAMAGES[damage](_shapes(name))
+    with pytest.raises(CheckpointError) as caught:
+        recognize(made.shapes, path="w.pth")
+    for words in (name, *made.words):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NEAR_ROWS)
+def test_another_row_than_was_asked_for_is_refused_with_both_names(name: str) -> None:
+    other = NEAR_ROWS[NEAR_ROWS.index(name) - 1]
+    with pytest.raises(CheckpointError, match=rf"w.pth holds {name}.*, but {other} was asked for"):
+        recognize(_shapes(name), path="w.pth", asked=ZOO[other])
+
+
+FAMILIES = (
+    "vgg19",
+    "densenet121",
+    "mobilenet_v2",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "vit_b_16",
+    "googlenet",
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_family_is_refused_as_no_known_architecture(torchvision: ModuleType, name: str) -> None:
+    options = {"init_weights": False} if name == "googlenet" else {}
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, weights=None, **options)
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"w.pth is of no known architecture.*--model MODULE:FACTORY"):
+        recognize(shapes, path="w.pth")
 
 
 def test_a_file_that_names_another_network_is_not_taken_for_one_of_the_same_shapes() -> None:
