@@ -16,7 +16,7 @@ from resnet_export.runtime.precision import Precision
 from tests.natural_crops import natural_crops
 
 BATCH = BatchRange(min=1, opt=2, max=4)
-SAMPLE = ("resnet20", "resnetv2_18", "seresnet18", "resnet18d")
+SAMPLE = ("resnet20", "resnetv2_18", "seresnet18")
 RUNS = {
     "fp32": {"onnxruntime", "openvino"},
     "fp16": {"onnxruntime", "openvino"},
@@ -26,8 +26,10 @@ RUNS = {
 }
 
 
-def _exported(name: str, size: int, spec: ExportSpec, folder: Path) -> tuple[Manifest, ParityReport]:
-    np.savez(folder / "calib.npz", images=natural_crops(32, size, seed=2))
+def _exported(name: str, spec: ExportSpec, folder: Path, *, images: int) -> tuple[Manifest, ParityReport]:
+    # Not below 64 pixels for an ImageNet network: its last maps would be of one pixel.
+    size = min(64, ZOO[name].image_size)
+    np.savez(folder / "calib.npz", images=natural_crops(images, size, seed=2))
     out = folder / "bundle"
     report = export(
         ModelSpec(arch=name, image_size=size), replace(spec, calib=folder / "calib.npz"), out
@@ -60,7 +62,7 @@ def test_a_row_is_within_tolerance_in_every_precision(name: str, tmp_path: Path)
         engine="none",
         batch=BATCH,
     )
-    _assert_within_tolerance(*_exported(name, 32, spec, tmp_path))
+    _assert_within_tolerance(*_exported(name, spec, tmp_path, images=16))
 
 
 @pytest.mark.slow
@@ -69,7 +71,7 @@ def test_every_row_is_within_tolerance_in_every_precision_and_builds_engines(
     name: str, tmp_path: Path
 ) -> None:
     spec = ExportSpec(fp16=True, bf16=True, int8=True, engine="tensorrt-rtx", gpu=("sm86",), batch=BATCH)
-    manifest, report = _exported(name, min(64, ZOO[name].image_size), spec, tmp_path)
+    manifest, report = _exported(name, spec, tmp_path, images=32)
     _assert_within_tolerance(manifest, report)
     engines = {one.precision for one in manifest.artifacts if one.kind == "engine"}
     assert engines == {Precision.FP16, Precision.BF16, Precision.INT8}
