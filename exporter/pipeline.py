@@ -27,6 +27,7 @@ from resnet_export.exporter.golden.images import choose_golden, choose_photos, n
 from resnet_export.exporter.golden.label_check import check_labels
 from resnet_export.exporter.golden.record import GoldenRecord, record_golden
 from resnet_export.exporter.graph.export import serialize, simplify, to_onnx
+from resnet_export.exporter.graph.further_outputs import FurtherOutputs, add_outputs
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
 from resnet_export.exporter.graph.lower import lower
 from resnet_export.exporter.graph.metadata import finish
@@ -95,6 +96,16 @@ class Job:
         return self.model.seed
 
     @property
+    def outputs(self) -> FurtherOutputs:
+        """The outputs that graphs are to have besides the network's own."""
+        spec = self.spec
+        return FurtherOutputs(
+            embedding=spec.embedding,
+            features=spec.features,
+            activation=self.net.info.activation if spec.softmax else None,
+        )
+
+    @property
     def untrained(self) -> bool:
         """Whether the weights are random."""
         return self.net.info.weights.source == "untrained"
@@ -140,7 +151,7 @@ def export(
         photos = load_photos(job, progress=progress)
         golden = record_golden(job.net, choose_golden(photos, job.seed), progress)
         next(step)
-        fp32 = to_fp32(job, golden)
+        fp32, golden = to_fp32(job, golden)
         remarks = remarks_on_labels(job, fp32, photos)
         task = Lowering(fp32, photos, golden.shipped, job.spec, job.untrained, progress)
         lowered = tuple(
@@ -214,19 +225,27 @@ def load_photos(job: Job, *, progress: Progress = silent) -> Photos:
     return choose_photos(job.spec, job.preprocessing, job.net.labels, job.seed, progress=progress)
 
 
-def to_fp32(job: Job, golden: GoldenRecord) -> GraphArtifact:
-    """nn.Module → ONNX → simplified ONNX → preprocessing in the graph, each held to the eager network's outputs."""
+def to_fp32(job: Job, golden: GoldenRecord) -> tuple[GraphArtifact, GoldenRecord]:
+    """nn.Module → ONNX → simplified → further outputs → preprocessing in the graph, each held to the eager network.
+
+    Returns the graph, and the golden record with the further outputs that were asked for in it.
+    """
     batch, preprocessing = job.spec.batch, job.preprocessing
     graph, check = to_onnx(job.net.module, batch=batch, reference=golden.normalized)
     stages = {check.step: check.logits}
     graph = simplify(graph)
     check = check_stage(graph.model, golden.normalized, step="simplified", batch=batch, known=check)
     stages[check.step] = check.logits
+    if job.outputs != FurtherOutputs():
+        graph = add_outputs(graph, job.outputs)
+        golden, notices = golden.with_outputs(job.net.module, graph)
+        graph = replace(graph, notices=(*graph.notices, *notices))
+        check_stage(graph.model, golden.normalized, step="further outputs", batch=batch)
     if preprocessing.in_graph:
         graph = bake_preprocessing(graph, preprocessing)
         check = check_stage(graph.model, golden.shipped, step="fp32", batch=batch)
     stages["fp32"] = check.logits
-    return GraphArtifact("fp32", Precision.FP32, "any", graph, stages)
+    return GraphArtifact("fp32", Precision.FP32, "any", graph, stages), golden
 
 
 def remarks_on_labels(job: Job, fp32: GraphArtifact, photos: Photos) -> tuple[str, ...]:

@@ -82,6 +82,8 @@ class ExportSpec:
     capabilities ("sm86"). `labels_as_given` keeps labels that contradict labeled calibration images. `reuse` is an
     earlier bundle, by default the one that `force` replaces, whose graphs serve again where nothing that they are
     made of has changed.
+    `embedding`, `features` and `softmax` each add outputs to every artifact: the vector that the classifier reads, the
+    stage maps c2 to c5, and the probabilities.
     """
 
     fp16: bool = False
@@ -102,6 +104,9 @@ class ExportSpec:
     engine: EngineChoice = "auto"
     gpu: tuple[str, ...] = ()
     labels_as_given: bool = False
+    embedding: bool = False
+    features: bool = False
+    softmax: bool = False
     force: bool = False
     reuse: Path | None = None
 

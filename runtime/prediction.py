@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.runtime.bundle.schema import Activation
 from resnet_export.runtime.errors import BackendError
 
 
@@ -25,6 +26,19 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     exponentials = np.exp(shifted)
     result: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return result
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the sigmoid of each logit, in float64, without overflow for any finite input."""
+    result: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+    return result
+
+
+ACTIVATIONS: Mapping[Activation, Callable[[NDArray[np.float32]], NDArray[np.float64]]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+}
+"""What makes probabilities of logits, by the name that the manifest has for it."""
 
 
 def best(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> list[Prediction]:

@@ -36,7 +36,8 @@ def noise_gains(model: onnx.ModelProto, topology: Topology | None = None) -> dic
         name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
         for name, value in infer_types(model).items()
     }
-    gains = {name: np.ones(shapes[name][1]) for name in topology.outputs if len(shapes.get(name, ())) > 1}
+    logits = str(model.graph.output[0].name)
+    gains = {logits: np.ones(shapes[logits][1])} if len(shapes.get(logits, ())) > 1 else {}
     layers = {layer.name: layer for layer in topology.layers}
     for node in reversed(topology.nodes):
         after = gains.get(node.output[0])

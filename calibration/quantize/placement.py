@@ -6,7 +6,8 @@ normalizations, softmax, averages, and the products of two activations in an att
 them does to numbers.
 
 For both targets:
- 1. The input of every layer is quantized.
+ 1. The input of every layer is quantized. What reads a tensor off as an output of the graph decides nothing, and reads
+    it as it was quantized: else what writes the tensor would have to write it twice.
 
 For TensorRT (documentation, "Q/DQ Layer-Placement Recommendations"; NVIDIA/TensorRT issues 1992, 3197, 4554):
  2. The skip operand of an Add is quantized where the other operand comes straight from a convolution that is a
@@ -140,6 +141,8 @@ def place(topology: Topology, excluded: Iterable[str], target: Target) -> Placem
             for reader in topology.readers.get(tensor, []):
                 if reader.name not in excluded:
                     reads.update((reader.name, position) for position in _positions(reader, {tensor}))
+    for tap in topology.taps:
+        reads.update((tap.name, position) for position in _positions(tap, set(ranges)))
     return Placement(ranges, frozenset(reads))
 
 

@@ -48,7 +48,11 @@ class Layer:
 
 
 class Topology:
-    """An index of a graph. Nodes are in topological order and have unique names (else ExportError)."""
+    """An index of a graph. Nodes are in topological order and have unique names (else ExportError).
+
+    `taps` are the nodes that read a tensor off as an output of the graph. They do not count as readers: the chain that
+    they read from is what it would be without them.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -59,10 +63,14 @@ class Topology:
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = tuple(value.name for value in graph.input if value.name not in self.constants)
         self.outputs = frozenset(value.name for value in graph.output)
+        self.taps = tuple(
+            node for node in self.nodes if node.op_type == "Identity" and node.output[0] in self.outputs
+        )
         self.writers = {name: node for node in self.nodes for name in node.output if name}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
+        aside = {node.name for node in self.taps}
         for node in self.nodes:
-            for name in node.input:
+            for name in () if node.name in aside else node.input:
                 if name and name not in self.constants:
                     self.readers.setdefault(name, []).append(node)
         self.layers = tuple(self._layers())

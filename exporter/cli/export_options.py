@@ -336,6 +336,9 @@ OPTIONS = [
         metavar="DIR",
         help="Bundle to write.  [default: ./ARCHITECTURE]",
     ),
+    _spec("embedding", help="Add the output `embedding` [N, F]: the vector that the classifier reads."),
+    _spec("features", help="Add the stage maps `c2` to `c5` as outputs, as far as the network has them."),
+    _spec("softmax", help="Add the output `probabilities` [N, classes]."),
     _spec("labels_as_given", help="Keep labels that contradict labeled --calib images."),
     _spec("force", help="Replace an existing bundle."),
     _spec(

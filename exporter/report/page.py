@@ -66,7 +66,9 @@ def render(report: ParityReport, material: Material | None = None) -> bytes:
             rows=rows,
             criteria_by_run=criteria_by_run(report),
             details={
-                title: items for title, items in details(report) if title in {"INT8", "Notes", "Skipped"}
+                title: items
+                for title, items in details(report)
+                if title in {"Outputs", "INT8", "Notes", "Skipped"}
             },
             sections=[(section, section.show(report, known)) for section in CHARTS],
             tiles=tiles(report, known),

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from resnet_export.exporter.triton.config import BUNDLE_SHA256
 from resnet_export.exporter.triton.repository import bundle_hash
 from resnet_export.exporter.triton.shared_region import SharedRegion
-from resnet_export.runtime.bundle.manifest import Artifact, Manifest, read_manifest
+from resnet_export.runtime.bundle.manifest import LOGITS, Artifact, Manifest, read_manifest
 from resnet_export.runtime.errors import (
     BackendError,
     DependencyError,
@@ -236,7 +236,7 @@ class ServedSession:
         if server.url.is_local:
             self._share(spec.dtype, model.max_batch * int(np.prod(manifest.preprocessing.crop_shape)))
         zeros = np.zeros((1, *(int(side) for side in spec.shape[1:])), spec.dtype)
-        self._choice = self._ask(zeros)[1]
+        self._choice = self._ask(zeros, (LOGITS,))[1]
 
     @property
     def choice(self) -> Choice:
@@ -245,9 +245,15 @@ class ServedSession:
 
     def run(self, batch: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the logits of a batch, float32 [N, classes]. Raises BackendError."""
+        return self.run_outputs(batch, (LOGITS,))[LOGITS]
+
+    def run_outputs(
+        self, batch: NDArray[np.float32] | NDArray[np.uint8], names: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the outputs of these names of a batch, float32 [N, …] each. Raises BackendError."""
         size = self._model.max_batch
-        parts = [self._ask(batch[start : start + size])[0] for start in range(0, len(batch), size)]
-        return np.concatenate(parts)
+        parts = [self._ask(batch[start : start + size], names)[0] for start in range(0, len(batch), size)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     def close(self) -> None:
         """End the connections. Twice is harmless."""
@@ -265,11 +271,13 @@ class ServedSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], Choice]:
+    def _ask(
+        self, images: NDArray[Any], names: Sequence[str]
+    ) -> tuple[dict[str, NDArray[np.float32]], Choice]:
         if self._closed:
             raise SessionClosedError("the session of the server is closed; check again")
         name, images = self.manifest.input.name, np.ascontiguousarray(images)
-        outputs = [self.manifest.outputs[0].name, *(["ran"] if "ran" in self._model.outputs else [])]
+        outputs = [*names, *(["ran"] if "ran" in self._model.outputs else [])]
         dtype = self._model.inputs[name][0]
         if self._region is None:
             tensor = self._server.tensor(name, dtype, images)
@@ -285,10 +293,10 @@ class ServedSession:
             ),
             BackendError,
         )
-        logits = np.array(answer.as_numpy(self.manifest.outputs[0].name), np.float32)
+        found = {one: np.array(answer.as_numpy(one), np.float32) for one in names}
         if "ran" not in outputs:
-            return logits, self._configured()
-        return logits, msgspec.json.decode(answer.as_numpy("ran").ravel()[0], type=Choice)
+            return found, self._configured()
+        return found, msgspec.json.decode(answer.as_numpy("ran").ravel()[0], type=Choice)
 
     def _configured(self) -> Choice:
         artifact = _artifact(self._model, self.manifest)

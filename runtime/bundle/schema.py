@@ -51,6 +51,9 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 LOGITS: Final = "logits"
 """The output that every network has, and always the first."""
 
+PROBABILITIES: Final = "probabilities"
+"""The output that the graph makes of the logits, where there is one."""
+
 OUTPUT_LAYOUTS: Final[Mapping[int, Literal["NC", "NLC", "NCHW"]]] = {2: "NC", 3: "NLC", 4: "NCHW"}
 """Number of axes → layout of an output: a vector, a sequence of tokens, or a map."""
 
@@ -149,13 +152,21 @@ class WeightsInfo(Struct, frozen=True):
     revision: Line | None = None
 
 
+Activation = Literal["softmax", "sigmoid"]
+"""What makes probabilities of logits: softmax over the classes, of which one is right, or the sigmoid of each logit."""
+
+
 class ModelInfo(Struct, frozen=True):
-    """The eager network that the bundle was made from."""
+    """The eager network that the bundle was made from.
+
+    `activation` makes probabilities of its logits.
+    """
 
     arch: Line
     num_classes: Count
     parameters: Count
     weights: WeightsInfo
+    activation: Activation = "softmax"
 
 
 class GraphInfo(Struct, frozen=True):

@@ -29,6 +29,7 @@ from resnet_export.runtime.parity.criteria.tolerances import (
 from resnet_export.runtime.parity.measure.comparison import Runner, compare, printable
 from resnet_export.runtime.parity.measure.image_errors import usual
 from resnet_export.runtime.parity.measure.metrics import distance, relative_error
+from resnet_export.runtime.parity.output_check import check_outputs
 from resnet_export.runtime.parity.plan import Opened, Run
 from resnet_export.runtime.parity.report.schema import Check, Entry, entry_key
 from resnet_export.runtime.parity.spec import ParitySpec
@@ -93,6 +94,9 @@ def check_golden(
         known = run.artifact.name in context.full_batches_known
         full = {} if known else _run_full(runner, found, context)
         entry = _golden_entry(run, session, found, full, context)
+        entry = msgspec.structs.replace(
+            entry, outputs=check_outputs(session, entry.tolerance, context.golden)
+        )
     except BackendError as error:
         entry = _entry(run, context, session=session, error=error_text("failed while running", error))
     if not keep or entry.error is not None:

@@ -5,7 +5,7 @@ A pure function of the manifest, the host and what was asked for; nothing is ope
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -36,6 +36,11 @@ class Opened(Protocol):
 
     def run(self, batch: NDArray[np.float32] | NDArray[np.uint8], /) -> NDArray[np.float32]:
         """Return the logits of a batch."""
+
+    def run_outputs(
+        self, batch: NDArray[np.float32] | NDArray[np.uint8], names: Sequence[str], /
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the outputs of these names of a batch."""
 
     def close(self) -> None:
         """End it. Twice is harmless."""

@@ -253,8 +253,8 @@ class Metrics:
             max_abs=self.max_abs if some else None,
             mean_abs=self.sum_abs / (self.finite * self.classes) if some else None,
             relative_error=relative,
-            cosine=_cosine(self.sum_ab, self.sum_aa, self.sum_bb),
-            centered_cosine=_cosine(self.centered_ab, around_b, self.centered_bb) if varied_b else None,
+            cosine=cosine(self.sum_ab, self.sum_aa, self.sum_bb),
+            centered_cosine=cosine(self.centered_ab, around_b, self.centered_bb) if varied_b else None,
             snr_db=-20 * math.log10(relative) if relative else None,
             mean_kl=self.sum_kl / self.finite if some else None,
             top1=self.top1,
@@ -321,7 +321,8 @@ def inner(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float((x * y).sum())
 
 
-def _cosine(xy: float, xx: float, yy: float) -> float | None:
+def cosine(xy: float, xx: float, yy: float) -> float | None:
+    """Return the cosine similarity from Σ xy, Σ x² and Σ y², in [-1, 1]; None where one side is zero."""
     if xx <= 0 or yy <= 0:
         return None
     return max(-1.0, min(1.0, xy / (math.sqrt(xx) * math.sqrt(yy))))

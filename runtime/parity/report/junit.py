@@ -83,6 +83,15 @@ def _entry_cases(report: ParityReport) -> Iterator[Element]:
         for check in entry.checks:
             for criterion in check.criteria:
                 yield _criterion_case(entry, check, criterion, layers)
+        for output in entry.outputs:
+            for criterion in output.criteria:
+                case = _case(entry, f"{output.name}.{criterion.name}")
+                text = f"{entry.title}, output {output.name}: {describe(criterion)}"
+                if criterion.passed:
+                    _child(case, "system-out", text)
+                else:
+                    _child(case, "failure", text, "tolerance")
+                yield case
 
 
 def _criterion_case(entry: Entry, check: Check, criterion: Criterion, layers: tuple[str, ...]) -> Element:

@@ -82,6 +82,17 @@ def _criteria(report: ParityReport) -> Iterator[tuple[str, ...]]:
                     value(criterion),
                     bound(criterion),
                 )
+        for output in entry.outputs:
+            for criterion in output.criteria:
+                yield (
+                    "✅" if criterion.passed else "❌",
+                    entry.artifact,
+                    entry.backend,
+                    "golden",
+                    f"{output.name}: {title_of(criterion)}",
+                    value(criterion),
+                    bound(criterion),
+                )
 
 
 def _flips(report: ParityReport) -> Iterator[str]:

@@ -16,6 +16,7 @@ from resnet_export.runtime.parity.attribution.stages import Attribution
 from resnet_export.runtime.parity.criteria.criterion import Criterion
 from resnet_export.runtime.parity.criteria.table import CRITERIA, describe
 from resnet_export.runtime.parity.measure.comparison import Comparison
+from resnet_export.runtime.parity.measure.outputs import OutputFigures
 from resnet_export.runtime.parity.report.search_report import SearchReport
 from resnet_export.runtime.parity.spec import ParitySpec
 from resnet_export.runtime.precision import Precision, Tolerance
@@ -73,6 +74,23 @@ class Check(Struct, frozen=True):
         return all(criterion.passed for criterion in self.criteria)
 
 
+class OutputCheck(Struct, frozen=True):
+    """A further output of one artifact on one backend, on the golden images that it is recorded on.
+
+    `figures` are against the eager network's; `criteria` are held to the limits of the logits, those of the
+    probabilities against what the artifact's own logits make.
+    """
+
+    name: str
+    figures: OutputFigures
+    criteria: tuple[Criterion, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every criterion holds."""
+        return all(criterion.passed for criterion in self.criteria)
+
+
 class Entry(Struct, frozen=True):
     """One artifact that ran on one backend.
 
@@ -80,7 +98,7 @@ class Entry(Struct, frozen=True):
     `tolerance` are those of `held_to`, the coarser of the two. `simulated` says in words when the numbers
     are those of `ran` but the speed is not, and is None otherwise. `error` is what the backend said when it
     could not open or run the artifact; then checks are missing and the entry has not passed. Nor has one with a
-    `refusal`, which is the artifact's own.
+    `refusal`, which is the artifact's own. `outputs` are the bundle's outputs besides the logits.
     """
 
     artifact: str
@@ -99,6 +117,7 @@ class Entry(Struct, frozen=True):
     attribution: Attribution | None
     error: str | None
     refusal: str | None = None
+    outputs: tuple[OutputCheck, ...] = ()
 
     @property
     def key(self) -> str:
@@ -121,7 +140,8 @@ class Entry(Struct, frozen=True):
     def passed(self) -> bool:
         """Whether the artifact may be shipped, ran, was compared, and kept every limit."""
         ran = self.error is None and self.refusal is None and bool(self.checks)
-        return ran and all(check.passed for check in self.checks)
+        held: tuple[Check | OutputCheck, ...] = (*self.checks, *self.outputs)
+        return ran and all(check.passed for check in held)
 
     def check(self, images: Literal["golden", "data"]) -> Check | None:
         """Return the check on these images, None when there was none."""
@@ -319,6 +339,12 @@ def failure(entry: Entry) -> str:
         f"{'' if check.images == 'golden' else 'on data, '}{describe(criterion)}"
         for check in entry.checks
         for criterion in check.criteria
+        if not criterion.passed
+    ]
+    broken += [
+        f"{output.name}: {describe(criterion)}"
+        for output in entry.outputs
+        for criterion in output.criteria
         if not criterion.passed
     ]
     return ", ".join(broken) or "no check was made"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from resnet_export.runtime.parity.attribution.layers import titled
 from resnet_export.runtime.parity.criteria.table import describe
 from resnet_export.runtime.parity.report.answer import caveats, headers, recommendations, table
-from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport, Skipped
+from resnet_export.runtime.parity.report.schema import Check, Entry, OutputCheck, ParityReport, Skipped
 from resnet_export.runtime.parity.report.search_text import sentences
 from resnet_export.runtime.text_table import text_table, wrapped
 
@@ -78,6 +78,7 @@ def details(report: ParityReport) -> Iterator[tuple[str, list[str]]]:
     attributions = (entry.attribution for entry in report.entries)
     for title, items in (
         ("Outside tolerance", _failures(report)),
+        ("Outputs", _outputs(report)),
         ("Error attribution", (found.sentence for found in attributions if found)),
         ("Layers", _layers(report)),
         ("Images furthest from the reference", _worst(report)),
@@ -172,6 +173,23 @@ def _failures(report: ParityReport) -> Iterator[str]:
                 if not criterion.passed:
                     detail = f" ({criterion.detail})" if criterion.detail else ""
                     yield f"{entry.title}, {where}: {describe(criterion)}{detail}"
+        for output in entry.outputs:
+            for criterion in output.criteria:
+                if not criterion.passed:
+                    detail = f" ({criterion.detail})" if criterion.detail else ""
+                    yield f"{entry.title}, output {output.name}: {describe(criterion)}{detail}"
+
+
+def _outputs(report: ParityReport) -> Iterator[str]:
+    """Yield, for each run, how far its further outputs are, on the golden images that they are recorded on."""
+    for entry in report.entries:
+        if entry.outputs:
+            yield f"{entry.title}: relative error of {', '.join(map(_output, entry.outputs))}"
+
+
+def _output(output: OutputCheck) -> str:
+    error = output.figures.relative_error
+    return f"{output.name} {'undefined' if error is None else f'{error:.1e}'}{'' if output.passed else ' (FAIL)'}"
 
 
 def _notes(report: ParityReport) -> Iterator[str]:
