@@ -73,7 +73,7 @@ def to_typed(graph: ExportedGraph, narrow: ir.DataType, wide: Mapping[str, str])
     3. DequantizeLinear takes the type of the layer that reads it, and is doubled where two layers differ.
        QuantizeLinear takes the type of what it reads. Integer weights and zero points stay as they are.
     4. A tensor is cast at most once to each type, next to its first reader.
-    5. What reads an output of the graph (the probabilities, the logits) computes in fp32, as that output is.
+    5. What reads the logits, the first output, computes in fp32, as that output is: probabilities, and no layer.
     6. What an operator takes in the narrow type is what its ONNX schema says, input by input: the scales of a Resize
        and all integers stay as they are, and a node without a form in that type stays in fp32 as if it were in `wide`.
 
@@ -88,7 +88,7 @@ def to_typed(graph: ExportedGraph, narrow: ir.DataType, wide: Mapping[str, str])
         if node.op_type == "QuantizeLinear":
             writer.quantize(node)
         elif node.op_type != "DequantizeLinear":  # those are written where they are read
-            fp32 = node.name in writer.preparation or node.name in reasons or writer.reads_output(node)
+            fp32 = node.name in writer.preparation or node.name in reasons or writer.reads_logits(node)
             writer.compute(node, _FP32 if fp32 else narrow)
     excluded = tuple(
         ExcludedLayer(node=name, module=graph.modules[name], precision=Precision.FP32, reason=reason)
@@ -119,7 +119,7 @@ class _Writer:
         self.modules: dict[str, str] = {}
         self.preparation: set[str] = set()
         self._raw = set(self._graph.inputs)
-        self._outputs = set(self._graph.outputs)
+        self._logits = self._graph.outputs[0]
         for node in self.source:
             if node.op_type in _PREPARATION and all(
                 value.is_initializer() or value in self._raw for value in node.inputs if value is not None
@@ -133,9 +133,9 @@ class _Writer:
             tuple[ir.Value, ir.DataType], ir.Value
         ] = {}  # a tensor, in a type → where it is
 
-    def reads_output(self, node: ir.Node) -> bool:
-        """Whether `node` reads a tensor that is an output of the graph."""
-        return any(value in self._outputs for value in node.inputs)
+    def reads_logits(self, node: ir.Node) -> bool:
+        """Whether `node` reads the first output of the graph."""
+        return self._logits in node.inputs
 
     def formless(self) -> dict[str, str]:
         """Return the nodes that turn floats into floats and have no form in the narrow type, with the reason."""

@@ -290,9 +290,11 @@ class TestFurtherOutputs:
         typed = to_fp16(graph, scan_ranges(graph, [images]))
         onnx.checker.check_model(typed.graph.model, full_check=True)
         assert {output.type.tensor_type.elem_type for output in typed.graph.model.graph.output} == {FLOAT}
-        assert [node.op_type for node in typed.graph.model.graph.node].count(
-            "Cast"
-        ) == 4  # the input, three outputs
+        operators = [node.op_type for node in typed.graph.model.graph.node]
+        assert operators.count("Cast") == 3  # the input, logits and embedding; probabilities read the logits
+        kinds = {node.name: (node.op_type, list(node.input)) for node in typed.graph.model.graph.node}
+        assert ("Softmax", ["logits"]) in kinds.values()
+        assert typed.excluded == ()
         check_stage(typed.graph.model, reference, step="fp16", batch=BATCH, limit=5e-3)
 
     @pytest.mark.parametrize("name", ["embedding", "probabilities"])
