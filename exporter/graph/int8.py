@@ -10,10 +10,11 @@ from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.qdq import origins
 from resnet_export.calibration.search.evaluate import Limits
 from resnet_export.calibration.search.search import Int8Plan, SearchSpec, plan_from_table, plan_int8
+from resnet_export.exporter.graph.bounds import bound_ranges
 from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.facts import count_graph
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
-from resnet_export.exporter.graph.precision import to_fp16
+from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.runtime.bundle.schema import TargetName
@@ -32,15 +33,13 @@ def lower_to_int8(task: Lowering) -> Lowered:
     """
     fp32, reference = task.fp32, task.reference
     int8 = _find_plan(task)
-    # Equalization moved the ranges: those of the exported graph say nothing about fp16 here.
     graph = replace(fp32.graph, model=int8.model)
-    spans = scan_ranges(graph, task.photos.inputs(), task.progress)
     made = []
     for target, row in TARGETS.items():
         name = f"int8.{target}"
         emitted, excluded = _quantized(graph, int8, target), int8.plan.excluded_layers(target, graph.modules)
         if row.float_precision is Precision.FP16:
-            typed = to_fp16(emitted, spans)
+            typed = _typed(emitted, graph, int8, task)
             emitted, excluded = typed.graph, excluded + typed.excluded
         # Only measured here: the parity check holds it to its tolerance, with everything else.
         check = check_stage(emitted.model, reference, step=name, batch=task.spec.batch, limit=math.inf)
@@ -56,6 +55,21 @@ def lower_to_int8(task: Lowering) -> Lowered:
             )
         )
     return Lowered(tuple(made), {TABLE: encode_table(int8.table)}, int8.report, {"int8": int8.times})
+
+
+def _typed(emitted: ExportedGraph, graph: ExportedGraph, int8: Int8Plan, task: Lowering) -> TypedGraph:
+    """Return a Q/DQ graph typed as fp16 around its integers.
+
+    The images are run again only where the bounds of the tensors between the integers do not fit into fp16: what occurs
+    may, and equalization moved the ranges that were scanned for other graphs.
+    """
+    observed = {name: (entry.low, entry.high) for name, entry in int8.table.tensors.items()}
+    bounds = bound_ranges(emitted.model, observed)
+    if bounds is not None:
+        typed = to_fp16(emitted, bounds)
+        if not typed.excluded:
+            return typed
+    return to_fp16(emitted, scan_ranges(graph, task.photos.inputs(), task.progress))
 
 
 def _find_plan(task: Lowering) -> Int8Plan:

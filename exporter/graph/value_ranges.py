@@ -16,7 +16,7 @@ from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.progress import Progress, silent
 
-__all__ = ["Span", "complete", "scan_ranges"]
+__all__ = ["Span", "complete", "dequantized", "scan_ranges"]
 
 Span = tuple[float, float]
 
@@ -85,14 +85,14 @@ def _span(
     if row.span is not None:
         return row.span
     if node.op_type == "DequantizeLinear":
-        return None if node.input[0] in constants else _dequantized(node, constants)
+        return None if node.input[0] in constants else dequantized(node, constants)
     if row.within and node.input[0] in found:
         low, high = found[node.input[0]]
         return (max(low, 0.0), max(high, 0.0)) if node.op_type == "Relu" else (low, high)
     raise ExportError(f"tensor {output!r} has no scanned range; scan the graph that is to be converted")
 
 
-def _dequantized(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Span:
+def dequantized(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Span:
     """Return what a per-tensor DequantizeLinear can give at most."""
     scale = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
     zero = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else np.uint8(0)
