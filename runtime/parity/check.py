@@ -21,7 +21,7 @@ from resnet_export.runtime.bundle.golden import EAGER, read_golden
 from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.errors import BundleError, NoBackendError, RequestError
 from resnet_export.runtime.parity.attribution.diagnosis import failing_stage, hint, suspects
-from resnet_export.runtime.parity.attribution.layers import Layerwise
+from resnet_export.runtime.parity.attribution.layers import Layerwise, titled
 from resnet_export.runtime.parity.criteria.loosened import loosened
 from resnet_export.runtime.parity.criteria.tolerances import Tolerances, overrides_of
 from resnet_export.runtime.parity.data_check import ADD_EAGER, check_data, inputs
@@ -30,7 +30,7 @@ from resnet_export.runtime.parity.measure.comparison import ImageBatch, Runner
 from resnet_export.runtime.parity.measure.metrics import varies
 from resnet_export.runtime.parity.plan import Plan, Run, is_reference, plan
 from resnet_export.runtime.parity.preprocessing_check import NORMALIZE, check_preprocessing
-from resnet_export.runtime.parity.report.schema import Entry, ParityReport, identity, summarize
+from resnet_export.runtime.parity.report.schema import Entry, ParityReport, class_names, identity, summarize
 from resnet_export.runtime.parity.report.search_report import SearchReport
 from resnet_export.runtime.parity.spec import BATCHES, ParitySpec, as_spec, check_path, quoted
 from resnet_export.runtime.progress import Progress, silent
@@ -145,8 +145,15 @@ def run_parity(
         unverified=planned.unverified,
         notes=(*said, *notes(), *unmeasured),
         verdict=summarize(
-            entries, planned.unverified, planned.unmet, drift, stage, hint(stage, entries, drift, logits)
+            entries,
+            planned.unverified,
+            planned.unmet,
+            drift,
+            stage,
+            hint(stage, entries, drift, logits),
+            _cause(layerwise, stage),
         ),
+        class_names=class_names(entries, manifest.labels),
         preprocessing=drift,
         int8=search,
         layerwise=layerwise,
@@ -158,6 +165,14 @@ def run_parity(
             **(times or {}),
         },
     )
+
+
+def _cause(layerwise: tuple[Layerwise, ...], stage: str | None) -> str:
+    """Return the most that is known of where a failure begins: a layer, else a stage, else nothing."""
+    for found in layerwise:
+        if found.first is not None:
+            return f"layer {titled(found.first)} of {found.artifact}"
+    return "" if stage is None else f"stage {stage}"
 
 
 def _spec(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from resnet_export.runtime.parity.criteria.criterion import Criterion
 from resnet_export.runtime.parity.criteria.table import describe
 from resnet_export.runtime.parity.report.schema import Check, Entry, ParityReport
-from resnet_export.runtime.parity.report.text import details
+from resnet_export.runtime.parity.report.text import details, named
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -82,7 +82,7 @@ def _entry_cases(report: ParityReport) -> Iterator[Element]:
             yield case
         for check in entry.checks:
             for criterion in check.criteria:
-                yield _criterion_case(entry, check, criterion, layers)
+                yield _criterion_case(report, entry, check, criterion, layers)
         for output in entry.outputs:
             for criterion in output.criteria:
                 case = _case(entry, f"{output.name}.{criterion.name}")
@@ -94,7 +94,9 @@ def _entry_cases(report: ParityReport) -> Iterator[Element]:
                 yield case
 
 
-def _criterion_case(entry: Entry, check: Check, criterion: Criterion, layers: tuple[str, ...]) -> Element:
+def _criterion_case(
+    report: ParityReport, entry: Entry, check: Check, criterion: Criterion, layers: tuple[str, ...]
+) -> Element:
     case = _case(entry, f"{check.images}.{criterion.name}")
     text = f"{entry.title}: {describe(criterion)}"
     if criterion.detail:
@@ -102,18 +104,18 @@ def _criterion_case(entry: Entry, check: Check, criterion: Criterion, layers: tu
     if criterion.passed:
         _child(case, "system-out", text)
         return case
-    body = [text, *_context(entry, check), *layers]
+    body = [report.verdict.headline, text, *_context(report, entry, check), *layers]
     _child(case, "failure", text, "tolerance").text = _clean("\n".join(body))
     return case
 
 
-def _context(entry: Entry, check: Check) -> Iterator[str]:
+def _context(report: ParityReport, entry: Entry, check: Check) -> Iterator[str]:
     yield f"reference: {check.reference}; device: {entry.device}"
     yield f"compute precision: {entry.ran}; held to the limits of: {entry.held_to}"
     if entry.attribution is not None:
         yield entry.attribution.sentence
     for flip in check.comparison.flips:
-        yield f"flipped: {flip.name}: {flip.reference} → {flip.candidate}"
+        yield f"flipped: {flip.name}: {named(report, flip.reference)} → {named(report, flip.candidate)}"
 
 
 def _skipped_cases(report: ParityReport) -> Iterator[Element]:

@@ -8,7 +8,7 @@ from resnet_export.runtime.parity.criteria.table import bound, value
 from resnet_export.runtime.parity.criteria.table import title as title_of
 from resnet_export.runtime.parity.report.answer import caveats, headers, recommendations, table
 from resnet_export.runtime.parity.report.schema import ParityReport
-from resnet_export.runtime.parity.report.text import HEADERS, details, row, sections, weights
+from resnet_export.runtime.parity.report.text import HEADERS, details, named, row, sections, weights
 
 # GitHub refuses comments of more than 65,536 characters; GitLab takes a million.
 LIMIT = 60_000
@@ -101,8 +101,8 @@ def _flips(report: ParityReport) -> Iterator[str]:
             comparison = check.comparison
             for flip in comparison.flips[:_SHOWN]:
                 tie = ", a near tie" if flip.near_tie else ""
-                label = "" if flip.label is None else f", labeled {flip.label}"
-                classes = f"class {flip.reference} → {'none' if flip.candidate < 0 else flip.candidate}"
+                label = "" if flip.label is None else f", labeled {named(report, flip.label)}"
+                classes = f"{named(report, flip.reference)} → {named(report, flip.candidate)}"
                 yield f"{entry.title}, {check.images}: {flip.name}: {classes}{label}{tie}"
             more = comparison.flip_count - len(comparison.flips[:_SHOWN])
             if more > 0:

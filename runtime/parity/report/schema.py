@@ -5,6 +5,7 @@ The same bundle, data and machine give the same bytes, except under the one key 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -180,12 +181,13 @@ class Summary(Struct, frozen=True):
 class ParityReport(Struct, frozen=True):
     """The whole of a parity check.
 
-    `unverified` are artifacts that ran on no backend; they stand apart from those that passed. `versions`
-    are of the packages that took part. `int8` is what the search for the INT8 graphs did, in the report of an export
-    that made some. `layerwise` are the layers of artifacts that failed or whose layers were asked for.
-    `preprocessing` says whether this host preprocesses as the export did, and is empty where the bundle has no sample
-    of that. `times` holds everything that changes from run to run: `started` (UTC, ISO 8601), `seconds` in all, and
-    per entry key the seconds that its backend spent running.
+    `unverified` are artifacts that ran on no backend; they stand apart from those that passed. `versions` are of the
+    packages that took part. `int8` is what the search for the INT8 graphs did, in the report of an export that made
+    some. `layerwise` are the layers of artifacts that failed or whose layers were asked for. `preprocessing` says
+    whether this host preprocesses as the export did, and is empty where the bundle has no sample of that.
+    `class_names` are the labels of the classes between which predictions changed. `times` holds everything that
+    changes from run to run: `started` (UTC, ISO 8601), `seconds` in all, and per entry key the seconds that its
+    backend spent running.
     """
 
     schema: Literal[1]
@@ -201,6 +203,7 @@ class ParityReport(Struct, frozen=True):
     preprocessing: tuple[Criterion, ...] = ()
     int8: SearchReport | None = None
     layerwise: tuple[Layerwise, ...] = ()
+    class_names: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -263,10 +266,12 @@ def summarize(
     preprocessing: tuple[Criterion, ...] = (),
     stage: str | None = None,
     hint: str = "",
+    cause: str = "",
 ) -> Summary:
     """Return the verdict over `entries` and the criteria of `preprocessing`; `stage` is what a failure points to.
 
-    `hint` is a clause that says more of the stage. Where data are too few for the limit on accuracy that was
+    `hint` is a clause that says more of the stage, and `cause` the most that is known of where a failure begins, such
+    as a layer: with that the headline begins. Where data are too few for the limit on accuracy that was
     asked for, the sentence of a pass says so.
 
     Artifacts in `unverified`, which nothing here could run, are named and the rest decides; but where
@@ -283,7 +288,8 @@ def summarize(
         named = [f"{entry.title} ({failure(entry)})" for entry in failed[:_NAMED]]
         if len(failed) > _NAMED:
             named.append(f"and {len(failed) - _NAMED} more")
-        headline = f"{len(failed)} of {runs} outside tolerance"
+        counted = f"{len(failed)} of {runs} outside tolerance"
+        headline = f"probable cause {cause}; {counted}" if cause and not drifted else counted
         what = f"{headline}{': ' if named else ''}{'; '.join(named)}"
         if drifted:
             named = [headline, *named] if failed else []
@@ -348,6 +354,16 @@ def failure(entry: Entry) -> str:
         if not criterion.passed
     ]
     return ", ".join(broken) or "no check was made"
+
+
+def class_names(entries: tuple[Entry, ...], labels: Sequence[str]) -> dict[str, str]:
+    """Return the labels of the classes that images changed from or to, by index."""
+    flips = [flip for entry in entries for check in entry.checks for flip in check.comparison.flips]
+    classes = {index for flip in flips for index in (flip.reference, flip.candidate, flip.label)}
+    return {
+        str(index): labels[index]
+        for index in sorted(found for found in classes if found is not None and found >= 0)
+    }
 
 
 def encode_report(report: ParityReport) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from resnet_export.runtime.parity.attribution.layers import titled
 from resnet_export.runtime.parity.criteria.table import describe
+from resnet_export.runtime.parity.measure.comparison import printable
 from resnet_export.runtime.parity.report.answer import caveats, headers, recommendations, table
 from resnet_export.runtime.parity.report.schema import Check, Entry, OutputCheck, ParityReport, Skipped
 from resnet_export.runtime.parity.report.search_text import sentences
@@ -107,6 +108,14 @@ def row(entry: Entry, check: Check) -> tuple[str, ...]:
         else f"{labeled.drop_points:.2f} ({drop.low:.2f} to {drop.high:.2f})",
         verdict(check),
     )
+
+
+def named(report: ParityReport, index: int) -> str:
+    """Return a class with its label: "207 (golden retriever)"; "none" for logits that are not finite."""
+    if index < 0:
+        return "none"
+    name = report.class_names.get(str(index))
+    return str(index) if name is None or name == str(index) else f"{index} ({printable(name)})"
 
 
 def verdict(check: Check) -> str:

@@ -92,7 +92,7 @@ def test_a_broken_bundle_fails_with_the_verdict_and_the_criteria(
 ) -> None:
     outcome, message = outcomes["test_fails"]
     assert outcome == "failure"
-    assert "FAILED: 1 of 2 artifact runs outside tolerance" in message
+    assert "FAILED: probable cause stage backend; 1 of 2 artifact runs outside tolerance" in message
     assert "fp16 on onnxruntime" in message
     assert "Traceback" not in message
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.parity import run_parity
 from resnet_export.runtime.parity.measure.comparison import Batch
-from resnet_export.runtime.parity.report import markdown, text
+from resnet_export.runtime.parity.measure.image_errors import ImageErrors
+from resnet_export.runtime.parity.report import junit, markdown, text
 from resnet_export.runtime.parity.report.answer import answers, caveats, headers, recommendations, table
 from resnet_export.runtime.parity.report.schema import ArtifactIdentity, ParityReport
 from resnet_export.runtime.parity.report.search_report import (
@@ -19,7 +21,7 @@ from resnet_export.runtime.parity.report.search_report import (
     Validation,
 )
 from resnet_export.runtime.precision import Precision
-from tests import parity_bundle
+from tests import parity_bundle, tiny_bundle
 
 ENGINE = ArtifactIdentity(
     name="rtx-fp16", kind="engine", precision=Precision.FP16, target="tensorrt", bytes=10**6
@@ -112,6 +114,7 @@ def test_a_drop_on_images_that_int8_was_fitted_to_says_so_unless_others_judged(
         centered_cosine=0.99,
         agreement=99.0,
         accuracy_drop=0.4,
+        by_image=ImageErrors(median_error=0.01, p90_error=0.1, p90_divergence=0.0, far=0, spread=1.0),
         outside=(),
     )
     search = SearchReport(
@@ -132,3 +135,15 @@ def test_a_drop_on_images_that_int8_was_fitted_to_says_so_unless_others_judged(
     (caveat,) = caveats(msgspec.structs.replace(unlabeled, int8=search))
     assert caveat.startswith("int8.cpu loses 0.40 points on 256 calibration images")
     assert list(caveats(msgspec.structs.replace(labeled, int8=search))) == []
+
+
+def test_a_failure_begins_with_where_it_begins_and_names_the_classes_that_changed(tmp_path: Path) -> None:
+    graphs = {"fp16": tiny_bundle.graph(tiny_bundle.FP16)}  # without the bias
+    report = run_parity(parity_bundle.write(tmp_path / "bundle", graphs=graphs), threads=1)
+    assert report.verdict.headline.startswith("probable cause stage ")
+    assert report.verdict.headline in junit.render(report).decode()
+    labels = read_manifest(tmp_path / "bundle").labels
+    for entry in report.entries:
+        for check in entry.checks:
+            for flip in check.comparison.flips:
+                assert report.class_names[str(flip.reference)] == labels[flip.reference]
