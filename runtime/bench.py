@@ -16,6 +16,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from resnet_export.runtime.backends.routes import find_route
 from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import LOGITS, Manifest, Struct, read_manifest
 from resnet_export.runtime.errors import BackendError, NoBackendError, RequestError
@@ -111,6 +112,7 @@ def bench(
             precision=run.precision,
             device=run.device,
             threads=threads,
+            cache=run.device == "gpu",  # where compiling takes minutes
         )
         for run in planned.runs
     ]
@@ -158,7 +160,13 @@ def tune(
         for item in resolve(manifest, host, request).trace:
             if item.outcome not in ("chosen", "usable"):
                 continue
-            one = replace(request, backend=item.backend, artifact=item.artifact, precision=item.precision)
+            one = replace(
+                request,
+                backend=item.backend,
+                artifact=item.artifact,
+                precision=item.precision,
+                cache=request.cache and find_route(item.backend, item.provider).device == "gpu",
+            )
             with suppress(BackendError):
                 models.append(stack.enter_context(closing(load_model(bundle, manifest, host, one))))
         batches = sorted({1, manifest.batch.opt})

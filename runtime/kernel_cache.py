@@ -32,7 +32,8 @@ def cache_key(manifest: Manifest, artifact: Artifact, route: Route, choice: Choi
     """Return the hash, in hexadecimal, of everything that kernels compiled for this choice depend on.
 
     That is the artifact's bytes, the tensors and batch sizes, the backend with its options, every package of a backend
-    with its version, and the GPU with its driver. `resnet-export`'s own version stands for the options.
+    with its version, and the GPU with its driver, or what the CPU can do. `resnet-export`'s own version stands for the
+    options.
     """
     depends_on = {
         "artifact": artifact.sha256,
@@ -44,6 +45,7 @@ def cache_key(manifest: Manifest, artifact: Artifact, route: Route, choice: Choi
         "options": _own_version(),
         "gpu": [gpu for gpu in host.gpus if choice.device == f"gpu:{gpu.index}"],
         "host": [host.system, host.machine, host.cuda, host.driver],
+        "cpu": host.cpu_features if choice.device == "cpu" else (),
     }
     return hashlib.sha256(msgspec.json.encode(depends_on)).hexdigest()
 

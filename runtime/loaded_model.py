@@ -18,7 +18,7 @@ from resnet_export.runtime.batching import BatchingSpec, MicroBatcher
 from resnet_export.runtime.bundle.manifest import LOGITS, BatchRange, Manifest, TensorSpec, read_artifact
 from resnet_export.runtime.bundle.recovery import locate
 from resnet_export.runtime.errors import BackendError, NoBackendError, RequestError
-from resnet_export.runtime.kernel_cache import open_cache
+from resnet_export.runtime.kernel_cache import KernelCache, open_cache
 from resnet_export.runtime.prediction import Prediction, best
 from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.choice import Choice, Considered
@@ -199,7 +199,7 @@ def _open_choice(
 ) -> tuple[Backend, tuple[str, ...]]:
     artifact = manifest.artifact(choice.artifact)
     route = find_route(choice.backend, choice.provider)
-    cache = open_cache(manifest, artifact, route, choice, host)
+    cache = open_cache(manifest, artifact, route, choice, host) if asked.cache else KernelCache(None)
     # Left alone, ONNX Runtime starts a thread for every core of the machine, and OpenVINO knows no cgroups.
     limit = host.cpus if host.all_cpus is not None and host.cpus < host.all_cpus else None
     notes = [cache.note] if cache.note else []

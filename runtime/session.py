@@ -58,6 +58,7 @@ def open_session(
     threads: int | None = None,
     prefer: Preference = "latency",
     tune: bool = False,
+    cache: bool = True,
     batching: BatchingSpec | None = None,
     verify: str | os.PathLike[str] | None = None,
     observer: SessionObserver | None = None,
@@ -75,6 +76,7 @@ def open_session(
             "throughput", or with the most exact precision ("accuracy") and then the shortest latency.
         tune: measure on this host what is best, unless that was done before for this bundle and these packages; takes
             from seconds to a minute, and is kept in the user's cache. `resnet-export bench --save` does the same.
+        cache: keep what the engine compiles in the user's cache folder, so that the bundle opens quicker the next time.
         batching: how `Session.submit` collects requests: batch size, delay, queue, and what a full queue does.
         verify: the PEM file of a public key: open only what its owner signed, see
             `resnet_export.runtime.verify_signature`. Needs cryptography (the extra `verify`).
@@ -116,6 +118,7 @@ def open_session(
                 device=device,
                 threads=threads,
                 prefer=prefer,
+                cache=cache,
             )
             stored = _profile(folder, manifest, host, request, tune=tune)
             return load_model(folder, manifest, host, request, batching, stored, reporter)

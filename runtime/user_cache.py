@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["private_folder"]
+__all__ = ["private_folder", "trim"]
 
 
 def private_folder(name: str) -> Path:
@@ -22,6 +22,19 @@ def private_folder(name: str) -> Path:
         private.mkdir(mode=0o700, exist_ok=True)
         _check_private(private)
     return folder
+
+
+def trim(pattern: str, limit: int) -> None:
+    """Delete the files that match `pattern` in the cache, those used longest ago first, until they take `limit` bytes.
+
+    Raises OSError where one cannot be deleted, RuntimeError and ImportError as `private_folder`.
+    """
+    found = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in _user_cache().glob(pattern)]
+    total = 0
+    for _, size, path in sorted(found, reverse=True):
+        total += size
+        if total > limit:
+            path.unlink(missing_ok=True)
 
 
 def _user_cache() -> Path:

@@ -7,22 +7,29 @@ always set, and the compiled model is asked what it took.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.runtime.backends.compiled_file import read_compiled, write_compiled
 from resnet_export.runtime.backends.libraries import import_library
 from resnet_export.runtime.backends.protocol import OpenRequest, native_error
 from resnet_export.runtime.backends.signature import Tensor, check_signature
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import BackendError
 from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.user_cache import trim
 
 _HINT = "INFERENCE_PRECISION_HINT"
+
+_KEPT_BYTES = 1 << 30
+"""How much the compiled models of all bundles may take: those of ResNet-50 take 26 (INT8) to 100 MB (fp32)."""
 
 
 class OpenVinoBackend:
@@ -36,11 +43,12 @@ class OpenVinoBackend:
 
     batch: BatchRange | None = None
 
-    def __init__(self, compiled: _Compiled, request: OpenRequest) -> None:
+    def __init__(self, compiled: _Compiled, request: OpenRequest, notes: tuple[str, ...] = ()) -> None:
         self._name = request.artifact.name
         self.provider: str = request.provider
         self.precision: Precision = request.precision
         self._compiled: _Compiled | None = compiled
+        self._notes = notes
         self._alone = compiled.requests("LATENCY")
         self._together = self._alone
         self._refusal: str | None = None
@@ -51,7 +59,8 @@ class OpenVinoBackend:
     @property
     def notes(self) -> tuple[str, ...]:
         """See `Backend.notes`."""
-        return () if self._refusal is None else (f"overlapping calls run one by one: {self._refusal}",)
+        refused = () if self._refusal is None else (f"overlapping calls run one by one: {self._refusal}",)
+        return (*self._notes, *refused)
 
     def run(self, batch: np.ndarray, outputs: Sequence[str]) -> tuple[NDArray[np.float32], ...]:
         """See `Backend.run`."""
@@ -93,13 +102,40 @@ class OpenVinoBackend:
 
 
 class _Compiled:
-    """An artifact that OpenVINO compiles for a performance hint."""
+    """An artifact that OpenVINO compiles for a performance hint.
 
-    def __init__(self, core: Any, model: Any, device: str, config: dict[str, str | int]) -> None:
-        self._core, self._model, self._device, self._config = core, model, device, config
-        self.latency = self._compile("LATENCY")
+    Attributes:
+        latency: the model compiled for one call at a time, or what an earlier session kept of it.
+        not_kept: why it cannot be kept for later sessions, None when it is or need not be.
+    """
+
+    def __init__(self, core: Any, request: OpenRequest, config: dict[str, str | int | bool]) -> None:
+        self._core, self._device, self._config = core, request.provider, config
+        self._graph: bytes | None = request.data
+        self._model: Any = None
+        self.not_kept: str | None = None
+        self.latency = self._compile("LATENCY") if request.cache is None else self._load(request.cache)
+
+    def _load(self, folder: Path) -> Any:
+        # OpenVINO's own cache (CACHE_DIR) believes whatever stands in its files, and maps them while others write them.
+        config = self._config | {"PERFORMANCE_HINT": "LATENCY"}
+        name = hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest()[:16]
+        path = folder / f"{name}.model"
+        kept = read_compiled(path)
+        if kept is not None:
+            with contextlib.suppress(RuntimeError):  # of another build of OpenVINO
+                return self._core.import_model(kept, self._device, config)
+        compiled = self._compile("LATENCY")
+        try:
+            write_compiled(path, compiled.export_model().getvalue())
+            trim("openvino-*/*.model", _KEPT_BYTES)
+        except (OSError, RuntimeError) as error:
+            self.not_kept = f"is compiled anew each time: the compiled model cannot be kept ({error})"
+        return compiled
 
     def _compile(self, hint: str) -> Any:
+        if self._model is None:
+            self._model, self._graph = self._core.read_model(self._graph), None
         return self._core.compile_model(self._model, self._device, self._config | {"PERFORMANCE_HINT": hint})
 
     def requests(self, hint: str) -> queue.SimpleQueue[Any]:
@@ -116,12 +152,14 @@ def open_backend(request: OpenRequest) -> OpenVinoBackend:
     name = request.artifact.name
     openvino = import_library("openvino")
     hint = "bf16" if request.precision == Precision.BF16 else "f32"
-    config: dict[str, str | int] = {_HINT: hint}
+    # Pinned threads are watched by TBB, and a fork of a process that has loaded or kept a compiled model may wait for
+    # ever for one that only its parent has (2026.4). Where other processes compete, runs without pins are quicker, too.
+    config: dict[str, str | int | bool] = {_HINT: hint, "ENABLE_CPU_PINNING": False}
     if request.threads is not None:
         config["INFERENCE_NUM_THREADS"] = request.threads
     try:
         core = openvino.Core()
-        compiled = _Compiled(core, core.read_model(request.data), request.provider, config)
+        compiled = _Compiled(core, request, config)
         taken = compiled.latency.get_property(_HINT).get_type_name()
         inputs, outputs = _tensors(compiled.latency.inputs), _tensors(compiled.latency.outputs)
     except Exception as error:
@@ -129,7 +167,7 @@ def open_backend(request: OpenRequest) -> OpenVinoBackend:
     if taken != hint:
         raise BackendError(f"OpenVINO would run artifact {name!r} in {taken}, it was asked for {hint}")
     check_signature(request, inputs, outputs)
-    return OpenVinoBackend(compiled, request)
+    return OpenVinoBackend(compiled, request, (compiled.not_kept,) if compiled.not_kept else ())
 
 
 def _tensors(ports: Any) -> list[Tensor]:

@@ -302,6 +302,7 @@ ROUTES: tuple[Route, ...] = (
             ),
         ),
         also=(Precision.BF16,),
+        compiles=True,
         runner="resnet_export.runtime.backends.openvino",
     ),
 )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.runtime.backends.compiled_file import read_compiled, write_compiled
 from resnet_export.runtime.backends.context_pool import ContextPool, EngineShape, ExecutionContext
 from resnet_export.runtime.backends.cuda import Cuda
 from resnet_export.runtime.backends.device_array import DeviceArray, view_device_array
@@ -25,7 +26,6 @@ from resnet_export.runtime.backends.tensorrt_library import (
     make_runtime,
     process_log,
 )
-from resnet_export.runtime.backends.tensorrt_rtx_cache import FILE, read_cache, write_cache
 from resnet_export.runtime.bundle.engine_header import TITLES, check_header, engine_mismatch
 from resnet_export.runtime.bundle.manifest import BatchRange, EngineInfo, read_artifact, read_manifest
 from resnet_export.runtime.errors import BackendError, DependencyError, IntegrityError, RequestError
@@ -206,11 +206,11 @@ class _Kernels:
     """TensorRT for RTX compiles kernels when an engine first runs; this keeps them, and asks for CUDA graphs."""
 
     def __init__(self, library: Any, engine: Any, request: OpenRequest) -> None:
-        self._path = None if request.cache is None else request.cache / FILE
+        self._path = None if request.cache is None else request.cache / "runtime-cache.kernels"
         self.config = engine.create_runtime_config()
         self.config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = self.config.create_runtime_cache()
-        kernels = None if self._path is None else read_cache(self._path)
+        kernels = None if self._path is None else read_compiled(self._path)
         if kernels is not None:
             self._cache.deserialize(kernels)  # False for kernels it cannot use: they are compiled again
         self.config.set_runtime_cache(self._cache)
@@ -220,7 +220,7 @@ class _Kernels:
         kernels = None if self._path is None else self._cache.serialize()
         if self._path is not None and kernels is not None:
             with contextlib.suppress(OSError):  # without them the next session compiles again
-                write_cache(self._path, bytes(memoryview(kernels)))
+                write_compiled(self._path, bytes(memoryview(kernels)))
 
 
 def open_backend(request: OpenRequest) -> TensorRTBackend:

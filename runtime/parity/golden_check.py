@@ -112,6 +112,7 @@ def _open(bundle: str | os.PathLike[str], run: Run, context: CheckContext) -> Se
         artifact=run.artifact.name,
         device=run.device,
         threads=context.spec.threads,
+        cache=run.device == "gpu",  # where compiling takes minutes; most bundles are checked once
     )
 
 

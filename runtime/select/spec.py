@@ -25,7 +25,8 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `device` is a GPU's index, "gpu" for the GPU that fits best, or "cpu". `threads` is the number of CPU threads.
     `prefer` orders what is left: the shortest time of a small batch, the most images a second, or the most exact
-    precision. The text names what restricts the selection; `threads` and `prefer` do not.
+    precision. With `cache` the engine keeps what it compiles for the next session. The text names what restricts the
+    selection, which the last three do not.
     """
 
     backend: str | None = None
@@ -34,6 +35,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: int | Literal["cpu", "gpu"] | None = None
     threads: int | None = None
     prefer: Preference = "latency"
+    cache: bool = True
 
     def __str__(self) -> str:
         given = {name: getattr(self, name) for name in ("backend", "precision", "artifact", "device")}
@@ -53,6 +55,7 @@ def parse_request(
     device: int | str | None = None,
     threads: int | None = None,
     prefer: str = "latency",
+    cache: bool = True,
     routes: tuple[Route, ...] = ROUTES,
 ) -> SessionSpec:
     """Return the request, checked against the routes and the manifest.
@@ -72,6 +75,7 @@ def parse_request(
         device=None if device is None else _parse_device(device),
         threads=None if threads is None else _parse_threads(threads),
         prefer=_parse_preference(prefer),
+        cache=cache,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import openvino
 import pytest
 
 from resnet_export.runtime import loaded_model as loaded_model_module
@@ -18,11 +21,13 @@ from resnet_export.runtime.backends.routes import ROUTES, Route, find_route
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.kernel_cache import cache_key, open_cache
 from resnet_export.runtime.precision import Precision
+from resnet_export.runtime.preprocess import to_input
 from resnet_export.runtime.select.choice import Choice
 from resnet_export.runtime.select.host import Gpu, HostFacts, Package
 from resnet_export.runtime.session import open_session
+from resnet_export.runtime.user_cache import private_folder, trim
 from tests import tiny_bundle
-from tests.tiny_bundle import FP16, FP32
+from tests.tiny_bundle import FP16, FP32, INT8_CPU
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the folders are those of Linux")
 
@@ -78,6 +83,7 @@ OTHER_FACTS: dict[str, dict[str, Any]] = {
     "CUDA": {"host": replace(HOST, cuda="13.1")},
     "driver": {"host": replace(HOST, driver="590.1")},
     "machine": {"host": replace(HOST, machine="aarch64")},
+    "CPU": {"choice": replace(CHOICE, device="cpu"), "host": replace(HOST, cpu_features=("avx2",))},
 }
 
 
@@ -207,3 +213,84 @@ def test_a_session_gives_the_folder_to_its_backend_and_leaves_the_bundle_as_it_w
         assert "compiles its kernels anew each time" in notes[1]
         assert notes[1] in next(item.reason for item in session.trace if item.outcome == "chosen")
     assert {path: path.stat().st_mtime_ns for path in (bundle, *bundle.rglob("*"))} == before
+
+
+# Models that OpenVINO compiled
+
+
+def kept_models(home: Path) -> list[Path]:
+    return sorted(cache_of(home).glob("openvino-*/*.model"))
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Grows with each model that OpenVINO compiles from its graph."""
+    calls: list[Path] = []
+    core = openvino.Core
+    compile_model = core.compile_model
+    monkeypatch.setattr(core, "compile_model", lambda *given: (calls.append(given), compile_model(*given))[1])
+    return calls
+
+
+@pytest.mark.parametrize("variant", [FP32, INT8_CPU], ids=lambda row: row.name)
+def test_a_compiled_model_is_loaded_instead_of_compiled_again_and_computes_the_same(
+    tmp_path: Path, home: Path, compiled: list[Path], variant: tiny_bundle.Variant
+) -> None:
+    bundle = tiny_bundle.write(tmp_path / "bundle", [FP32, INT8_CPU])
+    batch = to_input(tiny_bundle.images(3), tiny_bundle.manifest([]).preprocessing)
+    logits = []
+    for opened in range(3):
+        with open_session(bundle, backend="openvino", artifact=variant.name) as session:
+            logits.append(session.run(batch))
+            assert session.choice.notes == ()
+        assert (len(compiled), len(kept_models(home))) == (1, 1), opened
+    assert np.array_equal(logits[0], logits[1])
+    assert np.array_equal(logits[0], logits[2])
+    open_session(bundle, backend="openvino", artifact=variant.name, threads=1).close()
+    assert len(compiled) == 2
+
+
+def test_a_damaged_compiled_model_is_compiled_anew(tmp_path: Path, home: Path, compiled: list[Path]) -> None:
+    bundle = tiny_bundle.write(tmp_path / "bundle")
+    open_session(bundle, backend="openvino").close()
+    (kept,) = kept_models(home)
+    sound = kept.read_bytes()
+    for damage in (b"", sound[:100], sound[:-1], sound[:-9] + bytes([sound[-9] ^ 1]) + sound[-8:]):
+        kept.write_bytes(damage)
+        open_session(bundle, backend="openvino").close()
+        assert kept.read_bytes()[:1] != b""
+    assert len(compiled) == 5
+    foreign = b"of another build of OpenVINO"
+    kept.write_bytes(hashlib.sha256(foreign).digest() + foreign)
+    open_session(bundle, backend="openvino").close()
+    assert len(compiled) == 6
+
+
+def test_nothing_is_kept_where_that_was_asked_for(tmp_path: Path, home: Path) -> None:
+    bundle = tiny_bundle.write(tmp_path / "bundle")
+    open_session(bundle, backend="openvino", cache=False).close()
+    assert kept_models(home) == []
+
+
+def test_a_model_that_cannot_be_kept_runs_all_the_same_and_says_so(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("resnet_export.runtime.backends.openvino.write_compiled", full)
+    with open_session(tiny_bundle.write(tmp_path / "bundle"), backend="openvino") as session:
+        (note,) = session.choice.notes
+        assert "compiled anew each time: the compiled model cannot be kept" in note
+        assert len(session.classify(tiny_bundle.images(2))) == 2
+
+
+def test_what_was_used_longest_ago_makes_room(home: Path) -> None:
+    folder = private_folder("openvino-1")
+    for age, name in enumerate(("new", "middle", "old")):
+        path = folder / f"{name}.model"
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 - age, 1000 - age))
+    (folder / "other").write_bytes(bytes(100))
+    trim("openvino-*/*.model", 250)
+    assert sorted(path.name for path in folder.iterdir()) == ["middle.model", "new.model", "other"]
