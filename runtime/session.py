@@ -61,6 +61,7 @@ def open_session(
     cache: bool = True,
     batching: BatchingSpec | None = None,
     verify: str | os.PathLike[str] | None = None,
+    untrusted: bool = False,
     observer: SessionObserver | None = None,
 ) -> Session:
     """Open the bundle in the folder `path` with the best engine that this host has for it.
@@ -80,6 +81,8 @@ def open_session(
         batching: how `Session.submit` collects requests: batch size, delay, queue, and what a full queue does.
         verify: the PEM file of a public key: open only what its owner signed, see
             `resnet_export.runtime.verify_signature`. Needs cryptography (the extra `verify`).
+        untrusted: open and run the bundle in another process first, which may crash, hang or take all memory in place
+            of this one; takes a second or two more. It is no sandbox.
         observer: told of latencies, batch sizes, queue depth, errors and what runs; see
             `resnet_export.runtime.SessionObserver`.
 
@@ -120,6 +123,10 @@ def open_session(
                 prefer=prefer,
                 cache=cache,
             )
+            if untrusted:
+                from resnet_export.runtime.trial import try_to_open
+
+                try_to_open(folder, manifest, request)
             stored = _profile(folder, manifest, host, request, tune=tune)
             return load_model(folder, manifest, host, request, batching, stored, reporter)
 
