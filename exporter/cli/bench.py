@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from resnet_export.exporter.cli.errors import debug_option
+from resnet_export.exporter.cli.output import json_option
 from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.bench import Bench, bench
 from resnet_export.runtime.text_table import text_table
@@ -39,7 +40,7 @@ from resnet_export.runtime.text_table import text_table
     is_flag=True,
     help="Keep the result: sessions on this kind of host then open what was fastest.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 @debug_option
 def command(

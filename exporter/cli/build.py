@@ -10,7 +10,7 @@ import click
 
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.export_options import CommaList
-from resnet_export.exporter.cli.output import check_outside
+from resnet_export.exporter.cli.output import check_outside, json_option, print_json
 from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.errors import DependencyError
 from resnet_export.runtime.select.host import probe
@@ -60,10 +60,17 @@ from resnet_export.runtime.select.host import probe
 @click.option(
     "--log-folder", type=click.Path(path_type=Path, file_okay=False), help="Keep TensorRT's messages here."
 )
+@json_option
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
 @debug_option
 def command(
-    bundle: Path, engine: Any, gpu: tuple[str, ...], log_folder: Path | None, quiet: bool, **options: Any
+    bundle: Path,
+    engine: Any,
+    gpu: tuple[str, ...],
+    log_folder: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Build engines from BUNDLE's typed ONNX graphs and add them to it, in one step.
 
@@ -91,7 +98,11 @@ def command(
         )
     for note in notes:
         click.echo(f"Note: {note}", err=True)
-    if not quiet:
+    if as_json:
+        engines = [artifact for artifact in extended.manifest.artifacts if artifact.engine is not None]
+        made = {"bundle": str(extended.path), "engines": engines, "notes": notes}
+        print_json(made)
+    elif not quiet:
         for artifact in extended.manifest.artifacts:
             if artifact.engine is not None:
                 seconds = artifact.engine.build_seconds

@@ -12,7 +12,7 @@ import msgspec
 
 from resnet_export.calibration.observe.methods import METHODS
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import check_outputs, write_output
+from resnet_export.exporter.cli.output import check_outputs, json_option, print_json, write_output
 from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.errors import DependencyError, RequestError
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     help="File to write.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw.")
+@json_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 @debug_option
 @click.pass_context
@@ -63,6 +64,7 @@ def command(
     calib_method: Any,
     out: Path,
     seed: int,
+    as_json: bool,
     quiet: bool,
 ) -> None:
     """Measure the ranges of every tensor of an fp32 graph and write them as a table.
@@ -84,7 +86,15 @@ def command(
     else:
         table = _calibrated(sources, calib, calib_count, calib_method or "mse", out, seed, quiet)
     write_output(out, encode_table(table))
-    if not quiet:
+    if as_json:
+        made = {
+            "table": str(out),
+            "tensors": len(table.tensors),
+            "images": table.images,
+            "method": table.method,
+        }
+        print_json(made)
+    elif not quiet:
         click.echo(f"{out}: {len(table.tensors)} tensors over {table.images} images, {table.method} ranges")
 
 

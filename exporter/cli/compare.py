@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import click
-import msgspec
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import check_outputs, write_output
+from resnet_export.exporter.cli.output import check_outputs, json_option, print_json, write_output
 from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.exporter.parity.compare import ArtifactChange, BundleChange, compare_bundles
 from resnet_export.runtime.parity.report.markdown import escape
@@ -44,7 +43,7 @@ _HEADERS = ("artifact", "top-1 agreement", "accuracy, %", "drop (95 %)", "change
     metavar="FILE",
     help="Write Markdown for a pull request.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@json_option
 @click.option("--quiet", is_flag=True, help="No progress and no table.")
 @debug_option
 def command(
@@ -70,7 +69,7 @@ def command(
     if markdown_file is not None:
         write_output(markdown_file, _markdown(found).encode())
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        print_json(found)
     elif not quiet:
         click.echo(_text(found))
     else:

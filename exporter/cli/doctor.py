@@ -8,10 +8,10 @@ from importlib import metadata
 from typing import NamedTuple
 
 import click
-import msgspec
 
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.inspect import host_lines
+from resnet_export.exporter.cli.output import json_option, print_json
 from resnet_export.exporter.engine.targets import plan_engines, sm
 from resnet_export.exporter.spec import EngineChoice
 from resnet_export.runtime.backends.routes import ROUTES
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 @click.command(name="doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@json_option
 @debug_option
 def command(as_json: bool) -> None:
     """Say what this host can export, build and run, and how to get the rest."""
@@ -44,7 +44,7 @@ def command(as_json: bool) -> None:
     found = [*_extras(), *_builders(host), *_backends(host)]
     if as_json:
         rows = [finding._asdict() | {"here": not finding.missing} for finding in found]
-        click.echo(msgspec.json.format(msgspec.json.encode({"host": host, "findings": rows}), indent=2))
+        print_json({"host": host, "findings": rows})
         return
     click.echo("\n".join(host_lines(host)))
     for warning in host.warnings:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from resnet_export.exporter.cli.errors import debug_option
+from resnet_export.exporter.cli.output import json_option, print_json
 from resnet_export.exporter.cli.session_options import session_options
 from resnet_export.runtime.bundle.layer_report import TABLE_HEADER, LayerReport, read_reports, summary, table
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest, verify_bundle
@@ -25,7 +25,7 @@ from resnet_export.runtime.text_table import text_table
 @click.argument("bundle", type=click.Path(path_type=Path))
 @session_options
 @click.option("--layers", is_flag=True, help="Show every engine's layers, and which missed their precision.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @debug_option
 def command(bundle: Path, layers: bool, as_json: bool, **request: Any) -> None:
     """Show what BUNDLE holds, what this host would run, and why.
@@ -42,7 +42,7 @@ def command(bundle: Path, layers: bool, as_json: bool, **request: Any) -> None:
         found: dict[str, object] = {"manifest": manifest, "host": host, "resolution": resolution}
         if layers:
             found["layers"] = {artifact.name: report for artifact, report in reports}
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        print_json(found)
         return
     click.echo("\n".join(_lines(bundle, manifest, host, resolution)))
     if note:

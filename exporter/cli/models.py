@@ -8,13 +8,14 @@ from dataclasses import asdict
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
+from resnet_export.exporter.cli.output import json_option
 from resnet_export.exporter.models.zoo import ZOO
 from resnet_export.exporter.models.zoo_facts import read_facts
 from resnet_export.runtime.text_table import text_table
 
 
 @click.command(name="models")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @debug_option
 def command(as_json: bool) -> None:
     """List the architectures with parameters, operations and published ImageNet accuracy."""

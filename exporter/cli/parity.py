@@ -24,6 +24,7 @@ _RENDER: dict[str, Callable[[ParityReport], bytes]] = {
     "--junit": junit.render,
     "--markdown": lambda report: markdown.render(report).encode(),
 }
+_PRINTED = Path("-")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -91,7 +92,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="URL",
     help="Check what this Triton server runs: http://HOST:PORT or grpc://HOST:PORT, with /MODEL that model alone.",
 )
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write the report as JSON.")
+@click.option(
+    "--json",
+    "json_file",
+    type=_FILE,
+    metavar="[FILE]",
+    is_flag=False,
+    flag_value=str(_PRINTED),
+    help="Print the report as JSON on standard output, or write it to a file.",
+)
 @click.option(
     "--junit", "junit_file", type=_FILE, metavar="FILE", help="Write JUnit XML: a case per criterion."
 )
@@ -118,7 +127,8 @@ def command(
         raise RequestError("--layers and --no-layers contradict each other; give one of them")
     if html_file is not None:
         html.require()
-    files = {"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}
+    printed = json_file == _PRINTED
+    files = {"--json": None if printed else json_file, "--junit": junit_file, "--markdown": markdown_file}
     check_outputs(
         files | {"--html": html_file},
         {
@@ -139,7 +149,9 @@ def command(
         rendered.append((html_file, html.render(report, material)))
     for path, content in rendered:
         write_output(path, content)
-    if not quiet:
+    if printed:
+        click.echo(encode_report(report), nl=False)
+    elif not quiet:
         click.echo(text.render(report), nl=False)
     if report.verdict.status == "unverified":
         click.echo(report.verdict.sentence, err=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import check_outputs
+from resnet_export.exporter.cli.output import check_outputs, json_option, print_json
 from resnet_export.exporter.sign.model_signing import sign
 from resnet_export.runtime.errors import RequestError
 
@@ -32,6 +32,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--signature", type=_FILE, metavar="FILE", help="File to write; by default model.sig in BUNDLE."
 )
+@json_option
 @debug_option
 def command(
     bundle: Path,
@@ -42,6 +43,7 @@ def command(
     trust_config: Path | None,
     staging: bool,
     signature: Path | None,
+    as_json: bool,
 ) -> None:
     """Sign every file of BUNDLE in the format of OpenSSF Model Signing.
 
@@ -78,4 +80,7 @@ def command(
             }
         ),
     )
-    click.echo(f"{place}: signed {bundle}")
+    if as_json:
+        print_json({"bundle": str(bundle), "signature": str(place)})
+    else:
+        click.echo(f"{place}: signed {bundle}")

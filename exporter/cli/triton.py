@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import check_outside
+from resnet_export.exporter.cli.output import check_outside, json_option, print_json
 from resnet_export.exporter.triton.repository import write_repository
 from resnet_export.exporter.triton.spec import TritonSpec
 
@@ -61,6 +61,7 @@ from resnet_export.exporter.triton.spec import TritonSpec
     show_default=True,
     help="Labels per image of the ensemble.",
 )
+@json_option
 @debug_option
 def command(
     bundle: Path,
@@ -68,6 +69,7 @@ def command(
     name: str | None,
     backends: tuple[str, ...],
     artifacts: tuple[str, ...],
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Write BUNDLE as a model repository for Triton Inference Server.
@@ -81,6 +83,17 @@ def command(
     check_outside("--out", out, "BUNDLE", bundle)
     spec = TritonSpec(name=name, backends=backends, artifacts=artifacts or None, **options)
     written = write_repository(bundle, out, spec)
+    if as_json:
+        print_json(
+            {
+                "repository": str(out),
+                "version": written.version,
+                "added": written.added,
+                "bundle_sha256": written.bundle_sha256,
+                "models": written.models,
+            }
+        )
+        return
     what = "added" if written.added else "there already"
     click.echo(f"{out}: version {written.version} {what}, bundle {written.bundle_sha256[:12]}")
     for model in written.models:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
+from resnet_export.exporter.cli.output import json_option, print_json
 from resnet_export.runtime import verify_bundle, verify_signature
 from resnet_export.runtime.errors import RequestError
 
@@ -23,6 +24,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--signature", type=_FILE, metavar="FILE", help="The signature; by default model.sig in BUNDLE."
 )
+@json_option
 @debug_option
 def command(
     bundle: Path,
@@ -32,6 +34,7 @@ def command(
     trust_config: Path | None,
     staging: bool,
     signature: Path | None,
+    as_json: bool,
 ) -> None:
     """Check that every file of BUNDLE is what a key or an identity signed.
 
@@ -61,4 +64,7 @@ def command(
         manifest = verify_bundle(bundle)
         who = identity
     files = len(manifest.contents()) + 1
-    click.echo(f"{bundle}: {manifest.model.arch}, {files} files as signed by {who}")
+    if as_json:
+        print_json({"bundle": str(bundle), "files": files, "signed_by": who})
+    else:
+        click.echo(f"{bundle}: {manifest.model.arch}, {files} files as signed by {who}")

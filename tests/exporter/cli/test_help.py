@@ -64,7 +64,10 @@ def test_a_command_that_needs_more_names_what_is_missing_and_its_extra(
 
 def test_the_extra_for_building_on_a_device_brings_no_torch() -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert [name.partition(">")[0] for name in project["optional-dependencies"]["build"]] == ["onnx"]
+    assert [name.partition(">")[0] for name in project["optional-dependencies"]["build"]] == [
+        "onnx",
+        "tomli-w",
+    ]
 
 
 def test_building_imports_neither_torch_nor_what_calibration_needs() -> None:
