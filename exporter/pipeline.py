@@ -199,11 +199,24 @@ def prepare(
                 f"alphabetical order ({names[0]!r} = 0)"
             )
             net = replace(net, labels=names, notices=(*net.notices, said))
+    net = with_activation(net)
     place = net.info.arch if place is None else place
     needed = bytes_needed(net.info, spec, engines)
     earlier = open_earlier(spec, Path(place), maker_versions())
     parity = validation_spec(spec, net.preprocessing, net.labels)
     return Job(model, spec, Path(place), net, parity, earlier, engines, needed, created)
+
+
+def with_activation(net: Classifier) -> Classifier:
+    """Return the network with what makes probabilities of its logits: of one alone, the sigmoid."""
+    if net.info.num_classes > 1:
+        return net
+    said = (
+        f"the network has one output, whose sigmoid is the probability of {net.labels[1]!r}; a logit of at most 0 "
+        f"means {net.labels[0]!r}"
+    )
+    info = msgspec.structs.replace(net.info, activation="sigmoid")
+    return replace(net, info=info, notices=(*net.notices, said))
 
 
 def steps(job: Job) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ class LoadedModel:
 
     def _label(self, logits: NDArray[np.float32], top: int) -> list[Prediction] | BackendError:
         try:
-            return best(logits, self.manifest.labels, top)
+            return best(logits, self.manifest.labels, top, self.manifest.model.activation)
         except BackendError as error:
             return error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from resnet_export.runtime.errors import BackendError
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """One label for an image. `index` is the class, `probability` its softmax in [0, 1]."""
+    """One label for an image. `index` is that of the label, `probability` in [0, 1] what the activation makes of it."""
 
     index: int
     label: str
@@ -30,7 +31,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the sigmoid of each logit, in float64, without overflow for any finite input."""
-    result: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+    result: NDArray[np.float64] = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
     return result
 
 
@@ -41,19 +42,31 @@ ACTIVATIONS: Mapping[Activation, Callable[[NDArray[np.float32]], NDArray[np.floa
 """What makes probabilities of logits, by the name that the manifest has for it."""
 
 
-def best(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> list[Prediction]:
+def two_class(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return the logits [N, C], those of a binary classifier, [N, 1], as those of two classes: 0 and z.
+
+    The softmax of 0 and z is the sigmoid of −z and of z, so that the second class is decided on where z > 0.
+    """
+    return np.concatenate([np.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
+
+
+def best(
+    logits: NDArray[np.float32], labels: Sequence[str], top: int, activation: Activation = "softmax"
+) -> list[Prediction]:
     """Return the `top` most probable labels of one image, best first, or all when there are fewer.
 
-    `logits` is [classes]. Equal logits keep the order of their classes. Raises BackendError when a logit is
-    not finite, since no order would mean anything.
+    `logits` is [classes]; a binary classifier's one logit has two labels, whose probabilities add up to 1. Equal logits
+    keep the order of their classes. Raises BackendError when a logit is not finite, since no order would mean anything.
     """
     if not np.isfinite(logits).all():
         raise BackendError(
             "the artifact returned logits that are not finite; run `resnet-export parity` on the bundle to "
             "see which artifacts compute correctly"
         )
+    binary = len(logits) == 1
+    logits = two_class(logits)
     order = np.argsort(-logits, kind="stable")[:top]
-    probabilities = softmax(logits)
+    probabilities = softmax(logits) if binary else ACTIVATIONS[activation](logits)
     return [
         Prediction(index=int(index), label=labels[index], probability=float(probabilities[index]))
         for index in order

@@ -22,6 +22,7 @@ from resnet_export.runtime.parity.measure.comparison import worst_images
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
 from resnet_export.runtime.parity.report.search_report import Validation
 from resnet_export.runtime.precision import Precision, Tolerance
+from resnet_export.runtime.prediction import two_class
 
 _ROOM = 0.8
 """The share of parity's limit on the error that the search may use up. The same graph is up to a quarter worse on other
@@ -138,7 +139,7 @@ class Evaluator:
         figures = Metrics.of(self.logits, logits, self._near_tie).result()
         drop = None
         if self.labels is not None:
-            right = [(one.argmax(axis=1) == self.labels).mean() for one in (self.logits, logits)]
+            right = [(two_class(one).argmax(axis=1) == self.labels).mean() for one in (self.logits, logits)]
             drop = 100 * float(right[0] - right[1])
         return Validation(
             images=figures.images,

@@ -55,7 +55,8 @@ def _lines(bundle: Path, manifest: Manifest, host: HostFacts, resolution: Resolu
     model, made = manifest.model, manifest.provenance
     weights = model.weights
     origin = f"untrained, seed {weights.seed}" if weights.source == "untrained" else weights.name
-    yield f"{bundle}: {model.arch}, {model.num_classes} classes, {model.parameters:,} parameters ({origin})"
+    classes = f"{len(manifest.labels)} classes{', sigmoid' if model.activation == 'sigmoid' else ''}"
+    yield f"{bundle}: {model.arch}, {classes}, {model.parameters:,} parameters ({origin})"
     for role, spec in (("input", manifest.input), *(("output", one) for one in manifest.outputs)):
         yield f"{role:<7} {spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}] {spec.layout}"
     where = "normalized in the graph" if manifest.preprocessing.in_graph else "normalized before the graph"

@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from resnet_export.runtime.bundle.schema import label_count
 from resnet_export.runtime.errors import RequestError
 
 __all__ = ["default_labels", "imagenet_labels", "read_labels"]
@@ -36,10 +37,13 @@ def imagenet_labels() -> tuple[str, ...]:
 
 
 def default_labels(num_classes: int) -> tuple[str, ...]:
-    """Return ImageNet's names for 1000 classes, and "class 0", "class 1", … for any other number."""
+    """Return ImageNet's names for 1000 classes, and "class 0", "class 1", … for any other number.
+
+    A binary classifier, with one class, has two names.
+    """
     if num_classes == 1000:
         return imagenet_labels()
-    return tuple(f"class {index}" for index in range(num_classes))
+    return tuple(f"class {index}" for index in range(label_count(num_classes)))
 
 
 def read_labels(path: Path, num_classes: int | None = None) -> tuple[str, ...]:
@@ -78,9 +82,14 @@ def read_labels(path: Path, num_classes: int | None = None) -> tuple[str, ...]:
     for line, label in numbered:
         _check(path, line, label)
     labels = tuple(label for _, label in numbered)
-    if num_classes is not None and len(labels) != num_classes:
+    if num_classes is not None and len(labels) != label_count(num_classes):
+        binary = (
+            "one output, whose logit decides between two classes"
+            if num_classes == 1
+            else f"{num_classes} classes"
+        )
         raise RequestError(
-            f"the labels file {path} has {len(labels)} labels, but the network has {num_classes} classes; "
+            f"the labels file {path} has {len(labels)} labels, but the network has {binary}; "
             "give one label for each class"
         )
     return labels

@@ -10,6 +10,7 @@ import numpy as np
 
 from resnet_export.exporter.models.labels import default_labels, read_labels
 from resnet_export.exporter.spec import ModelSpec
+from resnet_export.runtime.bundle.schema import label_count
 
 __all__ = ["architecture_name", "choose_labels", "named_values"]
 
@@ -79,7 +80,7 @@ def choose_labels(
     found = [names for value in named_values(values, _CLASSES) if (names := _in_order(value)) is not None]
     # transformers writes LABEL_0, LABEL_1, … where nobody named the classes.
     found = [names for names in found if not all(re.fullmatch(r"LABEL_\d+", name) for name in names)]
-    fitting = [names for names in found if len(names) == num_classes]
+    fitting = [names for names in found if len(names) == label_count(num_classes)]
     if fitting:
         labels = _described(fitting[0], values)
         return labels, (f"the labels are those in the checkpoint: {labels[0]}, …, {labels[-1]}",)

@@ -77,11 +77,6 @@ def _trained(spec: ModelSpec, checkpoint: Checkpoint) -> Classifier:
     notices = checkpoint.notices
     labels, said = choose_labels(spec, checkpoint.values, num_classes, ask=checkpoint.published is None)
     notices += said
-    if num_classes == 1:
-        notices += (
-            "the network has one output: its probability is the sigmoid of the logit; softmax over one class is "
-            "always 100 %",
-        )
     if checkpoint.published is None:
         notices += assumed(spec, preprocessing, stated)
     module = build(architecture, num_classes, checkpoint.in_channels)

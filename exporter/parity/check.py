@@ -108,7 +108,7 @@ class _Images:
             limit=spec.limit,
             seed=spec.seed,
             labels=manifest.labels,
-            num_classes=manifest.model.num_classes,
+            num_classes=len(manifest.labels),
         )
         return cls(dataset, manifest)
 

@@ -219,7 +219,7 @@ def _data(sides: tuple[_Side, ...], data: str | os.PathLike[str], limit: int | N
             preprocessing=side.manifest.preprocessing,
             limit=limit,
             labels=side.manifest.labels,
-            num_classes=side.manifest.model.num_classes,
+            num_classes=len(side.manifest.labels),
         )
         for side in sides
     ]

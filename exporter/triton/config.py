@@ -167,7 +167,7 @@ def _bytes(entry: Any, name: str) -> None:
 
 def _predictions(config: Any, manifest: Manifest, spec: TritonSpec) -> None:
     pb = require_tritonclient()
-    count = min(spec.top, manifest.model.num_classes)
+    count = min(spec.top, len(manifest.labels))
     for name, kind in (("label", pb.TYPE_STRING), ("probability", pb.TYPE_FP32), ("index", pb.TYPE_INT64)):
         output = config.output.add()
         output.name, output.data_type = name, kind

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from resnet_export.runtime.bundle.schema import CHANNELS, LOGITS, OUTPUT_LAYOUTS
+from resnet_export.runtime.bundle.schema import CHANNELS, LOGITS, OUTPUT_LAYOUTS, label_count
 
 if TYPE_CHECKING:
     from resnet_export.runtime.bundle.schema import BatchRange, Manifest
@@ -34,8 +34,10 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
 
 def _classes(manifest: Manifest) -> Iterator[str]:
     classes = manifest.model.num_classes
-    if len(manifest.labels) != classes:
+    if len(manifest.labels) != label_count(classes):
         yield f"there are {len(manifest.labels)} labels for {classes} classes"
+    if classes == 1 and manifest.model.activation != "sigmoid":
+        yield f"model.activation is {manifest.model.activation!r}, expected 'sigmoid' for the one logit"
 
 
 def _outputs(manifest: Manifest) -> Iterator[str]:

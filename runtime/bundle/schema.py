@@ -156,10 +156,16 @@ Activation = Literal["softmax", "sigmoid"]
 """What makes probabilities of logits: softmax over the classes, of which one is right, or the sigmoid of each logit."""
 
 
+def label_count(num_classes: int) -> int:
+    """Return how many labels a network has: one for each class, two for the one logit of a binary classifier."""
+    return 2 if num_classes == 1 else num_classes
+
+
 class ModelInfo(Struct, frozen=True):
     """The eager network that the bundle was made from.
 
-    `activation` makes probabilities of its logits.
+    `num_classes` is the number of its logits: 1 for a binary classifier, which has two labels, the second for a logit
+    above 0. `activation` makes probabilities of the logits.
     """
 
     arch: Line

@@ -23,7 +23,7 @@ class TritonPythonModel:
         """Read the labels."""
         parameters = json.loads(args["model_config"])["parameters"]
         self._top = int(parameters["top"]["string_value"])
-        self._labels = read_manifest(Path(args["model_repository"], args["model_version"])).labels
+        self._manifest = read_manifest(Path(args["model_repository"], args["model_version"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself: logits that are not finite never cost the others."""
@@ -32,13 +32,14 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         logits = triton.get_input_tensor_by_name(request, "logits").as_numpy()
         try:
-            found = [best(row, self._labels, self._top) for row in logits]
+            labels, activation = self._manifest.labels, self._manifest.model.activation
+            found = [best(row, labels, self._top, activation) for row in logits]
         except ResnetExportError as error:
             return triton.InferenceResponse(output_tensors=[], error=triton.TritonError(str(error)))
-        labels = np.array([[one.label.encode() for one in row] for row in found], np.object_)
+        texts = np.array([[one.label.encode() for one in row] for row in found], np.object_)
         probabilities = np.array([[one.probability for one in row] for row in found], np.float32)
         indices = np.array([[one.index for one in row] for row in found], np.int64)
-        tensors = {"label": labels, "probability": probabilities, "index": indices}
+        tensors = {"label": texts, "probability": probabilities, "index": indices}
         return triton.InferenceResponse(
             output_tensors=[triton.Tensor(name, value) for name, value in tensors.items()]
         )

@@ -20,6 +20,7 @@ from resnet_export.runtime.parity.measure.image_errors import WORST, image_error
 from resnet_export.runtime.parity.measure.labels import Labeled, Outcomes, checked_labels
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics, predictions
 from resnet_export.runtime.parity.measure.statistics import Interval, wilson
+from resnet_export.runtime.prediction import two_class
 
 KEPT_FLIPS = 20
 
@@ -169,7 +170,7 @@ class Tally:
 
         Raises RequestError as `Metrics.of` does, and DatasetError for labels that do not fit.
         """
-        b, a = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+        b, a = (two_class(np.asarray(one, np.float64)) for one in (reference, candidate))
         metrics = Metrics.of(b, a, near_tie)
         found = predictions(b, a)
         known = None if labels is None else checked_labels(labels, len(b), b.shape[1], first)

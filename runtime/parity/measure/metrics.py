@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_export.runtime.bundle.manifest import Struct
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.measure.image_errors import FAR, ImageErrors, Sketch, image_errors, spread
+from resnet_export.runtime.prediction import two_class
 
 # Below this share of their squared norm, the centered logits are float64 rounding and not variation: float32
 # logits that differ anywhere among a billion leave more than 1e-24, rounding of the mean less than 1e-30.
@@ -34,6 +35,7 @@ SAME = 1e-5
 class Figures(Struct, frozen=True):
     """The figures of one comparison. Counts are over all images, errors over those with finite logits.
 
+    A binary classifier's one logit z stands as the two logits 0 and z: the same decisions, probabilities and errors.
     `max_abs` and `mean_abs` are absolute logit differences; `relative_error` is ‖a−b‖/‖b‖ over all logits;
     `cosine` is over all logits, `centered_cosine` after the mean reference logits were subtracted from both;
     `snr_db` is −20·log10(relative_error); `mean_kl` is the mean of KL(softmax b ‖ softmax a) in nats. A
@@ -287,7 +289,7 @@ def _checked(reference: ArrayLike, candidate: ArrayLike) -> tuple[NDArray[np.flo
         raise RequestError(
             "reference logits hold NaN or infinity; a reference must be finite: record it again"
         )
-    return b, a
+    return two_class(b), two_class(a)
 
 
 def _finite(a: NDArray[np.float64]) -> NDArray[np.bool_]:
