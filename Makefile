@@ -1,4 +1,5 @@
-# Two commands: `make run` exports ResNet-50 and shows what came out, `make test` runs the test suite.
+# Two commands: `make run` exports ResNet-50, then trains a small ResNet and exports it, and shows what came out;
+# `make test` runs the test suite.
 # Both set up what they need in .venv and can follow each other in any order.
 
 PYTHON ?= python3
@@ -35,6 +36,10 @@ run: $(VENV)/.run
 	$(BIN)/resnet-export --depth 50 --fp16 --int8 --calib exporter/data/photos --gpu sm86,sm89 --out build/resnet50 --force
 	$(BIN)/resnet-export inspect build/resnet50 --layers | grep -E '^tensorrt|convolutions'
 	$(BIN)/python examples/classify.py build/resnet50 $$($(BIN)/python examples/photographs.py)
+	$(BIN)/python examples/train_digits.py build/digits
+	$(BIN)/resnet-export --weights build/digits/resnet20.pth --int8 --calib build/digits/calib --val build/digits/val \
+		--out build/resnet20 --force
+	$(BIN)/python examples/classify.py build/resnet20 $$(for digit in 3 5 8; do ls build/digits/val/$$digit/*.png | head -n 1; done)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

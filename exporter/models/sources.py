@@ -101,7 +101,8 @@ def load_other(spec: ModelSpec, folder: HubFolder | None = None) -> Classifier:
             info, weights=WeightsInfo(source="untrained", name="untrained", seed=spec.seed)
         ),
         notices=(
-            f"no weights were given: {spec.arch} is untrained (seed {spec.seed}), its predictions mean nothing",
+            f"no weights were given: {spec.arch} is untrained (seed {spec.seed}), its predictions mean nothing; "
+            "give --weights with a checkpoint",
             *net.notices,
         ),
     )

@@ -60,7 +60,10 @@ def _untrained(
         build(architecture, num_classes, channels), spec.seed, torch.from_numpy(images), progress
     )
     weights = WeightsInfo(source="untrained", name="untrained", seed=spec.seed)
-    notice = f"no weights were given: {architecture.name} is untrained (seed {spec.seed}), its predictions mean nothing"
+    notice = (
+        f"no weights were given: {architecture.name} is untrained (seed {spec.seed}), its predictions mean nothing; "
+        f"give --weights with a checkpoint{' or --weights imagenet' if architecture.weights else ''}"
+    )
     return Classifier(
         module=module,
         info=_describe(module, architecture, num_classes, weights),

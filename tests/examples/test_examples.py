@@ -21,7 +21,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_export.exporter.graph.stage_check import record_reference
+from resnet_export.exporter.models.load import load_classifier
+from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime import open_session
+from resnet_export.runtime.bundle.manifest import Preprocessing
+from resnet_export.runtime.preprocess import normalize, prepare
 from tests import tiny_bundle
 from tests.runtime.test_served_model import OTHER_LABELS, swap, write
 from tests.tiny_bundle import LABELS
@@ -54,6 +59,21 @@ def run(example: str, *arguments: object, path: Path | None = None) -> subproces
 def best(bundle: Path, images: list[object]) -> list[str]:
     with open_session(bundle) as session:
         return [row[0].label for row in session.classify(images, top=1)]
+
+
+@pytest.mark.slow
+def test_train_digits_leaves_a_checkpoint_that_says_what_it_is_and_labeled_images(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, EXAMPLES / "train_digits.py", tmp_path], check=True, timeout=600)
+    net = load_classifier(ModelSpec(weights=str(tmp_path / "resnet20.pth")))
+    assert net.info.arch == "resnet20"
+    assert net.labels == tuple("0123456789")
+    assert net.preprocessing == Preprocessing(resize=32, crop=32, mean=(0.3,) * 3, std=(0.35,) * 3)
+    files = sorted((tmp_path / "val").glob("*/*.png"))
+    images = [prepare(Image.open(file).convert("RGB"), net.preprocessing) for file in files]
+    logits = record_reference(net.module, normalize(np.stack(images), net.preprocessing)).logits
+    right = logits.argmax(axis=1) == [int(file.parent.name) for file in files]
+    assert len(files) == 450
+    assert right.mean() >= 0.95
 
 
 def test_classify_prints_labels_and_what_ran(bundle: Path, photos: Path) -> None:
