@@ -27,6 +27,7 @@ def run(*, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, **option
     check_request(model, spec)
     from resnet_export.exporter.pipeline import REPORT, export, load_photos, prepare
     from resnet_export.runtime.parity.report import text
+    from resnet_export.runtime.parity.report.answer import caveats
 
     with show_progress(quiet=quiet) as progress:
         if dry_run:
@@ -43,7 +44,13 @@ def run(*, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, **option
         click.echo(f"Note: {notice}", err=True)
     if as_json:
         click.echo(json.dumps(_summary(result), indent=2))
-    elif not quiet:
+    elif quiet:
+        for said in (
+            *caveats(report),
+            *((report.verdict.sentence,) if report.exit_code or report.amber else ()),
+        ):
+            click.echo(said, err=True)
+    else:
         # The notices stand on standard error already.
         notes = tuple(note for note in report.notes if note not in notices)
         click.echo(text.render(msgspec.structs.replace(report, notes=notes)))

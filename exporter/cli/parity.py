@@ -153,6 +153,6 @@ def command(
         click.echo(encode_report(report), nl=False)
     elif not quiet:
         click.echo(text.render(report), nl=False)
-    if report.verdict.status == "unverified":
+    if report.verdict.status == "unverified" or (quiet and (report.exit_code or report.amber)):
         click.echo(report.verdict.sentence, err=True)
     sys.exit(report.exit_code)
