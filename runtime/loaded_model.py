@@ -35,9 +35,9 @@ __all__ = ["LoadedModel", "Request", "describe", "load_model"]
 
 @dataclass(frozen=True)
 class Request:
-    """One decoded image, uint8 [crop, crop, 3], and how many labels it wants."""
+    """One image as the network takes it, an input batch without its first axis, and how many labels it wants."""
 
-    crop: NDArray[np.uint8]
+    tensor: NDArray[np.uint8] | NDArray[np.float32]
     top: int
 
 
@@ -117,8 +117,7 @@ class LoadedModel:
 
     def classify(self, requests: Sequence[Request]) -> list[list[Prediction] | BackendError]:
         """Return the labels of each image, run as one batch, or the error that concerns it alone."""
-        crops = np.stack([request.crop for request in requests])
-        (logits,) = self.run(to_input(crops, self.manifest.preprocessing), (LOGITS,))
+        (logits,) = self.run(np.stack([request.tensor for request in requests]), (LOGITS,))
         return [self._label(row, request.top) for row, request in zip(logits, requests, strict=True)]
 
     def warmup(self) -> None:

@@ -244,7 +244,7 @@ class Session:
         """
         _check_color(color)
         preprocessing = self.manifest.preprocessing
-        return to_input(load(image, preprocessing, color=color)[None], preprocessing)
+        return _tensor(image, preprocessing, color)[None]
 
     def warmup(self) -> None:
         """Run a batch of 1 and one of `batch.opt` images of zeros: what engines do on first use is then done.
@@ -356,12 +356,12 @@ class Session:
             if model.reporter is not None:
                 model.reporter.follow(future, model.batcher)
             try:
-                crop = load(image, model.manifest.preprocessing, color=color)
+                tensor = _tensor(image, model.manifest.preprocessing, color)
             except ImageError as error:
                 future.set_exception(_locate(error, None, image))
                 return future
             try:
-                return model.batcher.submit(Request(crop, top), future)
+                return model.batcher.submit(Request(tensor, top), future)
             except ResnetExportError as error:
                 if not future.done():
                     future.set_exception(error)  # for whoever observes it
@@ -508,10 +508,10 @@ class Session:
             index, image = numbered
             preprocessing = self.manifest.preprocessing
             try:
-                crop = load(image, preprocessing, color=color, name=_name(image, index))
+                tensor = _tensor(image, preprocessing, color, _name(image, index))
             except ImageError as error:
                 return _Decoded(image, index, preprocessing, error)
-            return _Decoded(image, index, preprocessing, crop)
+            return _Decoded(image, index, preprocessing, tensor)
 
         size = self.manifest.batch.opt
         workers = min(usable_cpus(), _DECODERS)
@@ -520,15 +520,17 @@ class Session:
             for chunk in chunks(decoded, size):
                 with self._served.use() as model:
                     current = model.manifest.preprocessing
-                    # After a reload, crops that were decoded for the model before may be of another size.
+                    # After a reload, images that were prepared for the model before may be of another size.
                     fitting = [
                         one if one.preprocessing == current else decode((one.index, one.image))
                         for one in chunk
                     ]
-                    requests = [Request(one.crop, top) for one in fitting if isinstance(one.crop, np.ndarray)]
+                    requests = [
+                        Request(one.tensor, top) for one in fitting if isinstance(one.tensor, np.ndarray)
+                    ]
                     labels = iter(model.classify(requests) if requests else ())
                 for one in fitting:
-                    result = one.crop if isinstance(one.crop, ImageError) else next(labels)
+                    result = one.tensor if isinstance(one.tensor, ImageError) else next(labels)
                     if isinstance(result, ResnetExportError):
                         _locate(result, one.index, one.image)
                         if on_error == "raise":
@@ -555,18 +557,27 @@ def _profile(
 
 @dataclass(frozen=True)
 class _Decoded:
-    """One image of a stream: its crop as `preprocessing` says, or why there is none."""
+    """One image of a stream as the network takes it, prepared as `preprocessing` says, or why it cannot be."""
 
     image: ImageSource
     index: int
     preprocessing: Preprocessing
-    crop: NDArray[np.uint8] | ImageError
+    tensor: NDArray[np.uint8] | NDArray[np.float32] | ImageError
 
 
 def _cancel_submitted(submitting: asyncio.Future[Future[list[Prediction]]]) -> None:
     """Cancel a request that was submitted after its task had been canceled."""
     if not submitting.cancelled() and submitting.exception() is None:
         submitting.result().cancel()
+
+
+def _tensor(
+    image: ImageSource, preprocessing: Preprocessing, color: ColorOrder | None, name: str | None = None
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return an image as the network takes it: an input batch without its first axis."""
+    batch = to_input(load(image, preprocessing, color=color, name=name)[None], preprocessing)
+    tensor: NDArray[np.uint8] | NDArray[np.float32] = batch[0]
+    return tensor
 
 
 def _log_reload(error: ResnetExportError | None) -> None:
