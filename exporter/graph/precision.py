@@ -31,6 +31,9 @@ _BF16_OPSET, _BF16_IR_VERSION = 22, 10
 """The first operator set in which convolutions and pooling take bf16, which is all that it changed of the operators
 here, and the file format of its ONNX release."""
 
+_NOT_BF16 = {"HardSwish": "TensorRT for RTX 1.7.1 takes no bf16 HardSwish"}
+"""Operators that ONNX defines in bf16 and a builder refuses there, with the reason that is listed."""
+
 _PREPARATION = frozenset({"Cast", "Transpose", "Sub"})
 
 
@@ -54,14 +57,16 @@ def to_fp16(graph: ExportedGraph, ranges: Mapping[str, Span]) -> TypedGraph:
 def to_bf16(graph: ExportedGraph) -> TypedGraph:
     """Return the graph with bf16 arithmetic and weights, its input and outputs as they were (see `to_typed`).
 
-    bf16 has fp32's range, so every layer fits. Raises ExportError as `to_typed` does.
+    bf16 has fp32's range, so every layer fits; what TensorRT does not take in bf16 (`_NOT_BF16`) stays in fp32. Raises
+    ExportError as `to_typed` does.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     del model.opset_import[:]
     model.opset_import.add(domain="", version=_BF16_OPSET)
     model.ir_version = _BF16_IR_VERSION
-    return to_typed(replace(graph, model=model), _BF16, {})
+    wide = {node.name: _NOT_BF16[node.op_type] for node in model.graph.node if node.op_type in _NOT_BF16}
+    return to_typed(replace(graph, model=model), _BF16, wide)
 
 
 def to_typed(graph: ExportedGraph, narrow: ir.DataType, wide: Mapping[str, str]) -> TypedGraph:

@@ -1,7 +1,7 @@
 """What is counted of each row of the zoo, from its exported graph: parameters, multiply-adds, activation memory.
 
 Counting takes minutes, so the figures stand in `data/zoo_facts.json`. Run as a program, this module counts them again
-and writes that file and `docs/zoo.md`; a test holds the file to the graphs.
+and writes that file and the tables of `docs/zoo.md`; a test holds the file to the graphs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from pathlib import Path
 
 from resnet_export.exporter.models.zoo import ZOO, Architecture
 
-__all__ = ["RowFacts", "count_row", "read_facts", "to_markdown"]
+__all__ = ["OTHER_NETWORKS", "RowFacts", "count_row", "read_facts", "to_markdown"]
 
 _FILE = "zoo_facts.json"
+
+OTHER_NETWORKS = "\n## Networks of other families\n"
+"""The heading in `docs/zoo.md` from which on it is written by hand."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def _elements(value: object) -> int:
 
 
 def to_markdown(facts: dict[str, RowFacts]) -> str:
-    """Return `docs/zoo.md`."""
+    """Return `docs/zoo.md` as far as it is generated: up to its section on other networks."""
     lines = [
         "# The networks that can be built",
         "",
@@ -114,12 +117,14 @@ def to_markdown(facts: dict[str, RowFacts]) -> str:
 
 
 def main() -> None:
-    """Count every row and write `exporter/data/zoo_facts.json` and `docs/zoo.md` of the source tree."""
+    """Count every row and write `exporter/data/zoo_facts.json` and the tables of `docs/zoo.md` of the source tree."""
     root = Path(__file__).resolve().parents[2]
     facts = {name: count_row(row) for name, row in ZOO.items()}
     data = json.dumps({name: asdict(counted) for name, counted in facts.items()}, indent=1)
     (root / "exporter" / "data" / _FILE).write_text(data + "\n", encoding="utf-8")
-    (root / "docs" / "zoo.md").write_text(to_markdown(facts), encoding="utf-8")
+    page = root / "docs" / "zoo.md"
+    _, heading, others = page.read_text(encoding="utf-8").partition(OTHER_NETWORKS)
+    page.write_text(to_markdown(facts) + heading + others, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from resnet_export.exporter.models.zoo import ZOO, Architecture, architecture
-from resnet_export.exporter.models.zoo_facts import count_row, read_facts, to_markdown
+from resnet_export.exporter.models.zoo_facts import OTHER_NETWORKS, count_row, read_facts, to_markdown
 from resnet_export.runtime.errors import RequestError
 
 FACTS = read_facts()
@@ -55,7 +55,9 @@ def test_multiply_adds_are_the_papers(name: str, billions: float) -> None:
 def test_the_zoos_page_is_the_table() -> None:
     page = Path(__file__).parents[3] / "docs" / "zoo.md"
     assert list(FACTS) == list(ZOO)
-    assert page.read_text(encoding="utf-8") == to_markdown(FACTS)
+    generated, heading, _ = page.read_text(encoding="utf-8").partition(OTHER_NETWORKS)
+    assert heading
+    assert generated == to_markdown(FACTS)
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
