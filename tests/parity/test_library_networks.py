@@ -29,9 +29,7 @@ class Line:
 
 LINES = (
     Line("timm:densenet121", 64),
-    Line("torchvision:vgg19", 64),
     Line("torchvision:efficientnet_b0", 64),
-    Line("timm:inception_resnet_v2", 128),
     Line("torchvision:mobilenet_v3_large", 64),
     Line("timm:convnext_tiny", 64),
     Line("torchvision:regnet_y_400mf", 64, frozenset({"bf16"})),
