@@ -13,6 +13,7 @@ import msgspec
 from resnet_export.exporter.cli.export_options import specs
 from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.exporter.request import check_request
+from resnet_export.runtime.text_table import wrapped
 
 if TYPE_CHECKING:
     from resnet_export.calibration.data.photos import Photos
@@ -76,13 +77,19 @@ def _print_plan(job: Job, photos: Photos, *, as_json: bool) -> None:
         ],
         "preprocessing": net.preprocessing.words,
         "images": f"{len(photos)} {'bundled' if photos.bundled else 'calibration'}",
+        "validation": "none" if job.parity.data is None else job.parity.data,
+        "batch": f"{job.spec.batch.min},{job.spec.batch.opt},{job.spec.batch.max}",
+        "reuses": "nothing" if job.earlier is None else f"{job.earlier.bundle}, where nothing changed",
         "megabytes": round(job.bytes_needed / 1e6, 1),
+        "assumed": [*net.notices, *job.engines.notes],
     }
     if as_json:
         click.echo(json.dumps(plan, indent=2))
         return
     for key, value in plan.items():
-        click.echo(f"{key:<14} {', '.join(value) or 'none' if isinstance(value, list) else value}")
+        for text in (value or ["none"]) if isinstance(value, list) else [value]:
+            click.echo(wrapped(f"{key:<14} {text}", " " * 15))
+            key = ""
     click.echo("Nothing was written, because of --dry-run.")
 
 

@@ -21,8 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from resnet_export.runtime.bundle.onnx_wire import Message, WireError, read_model
 from resnet_export.runtime.errors import IntegrityError
 
@@ -269,6 +267,8 @@ def _constant(tensor: Message) -> _Value:
 
 def _held(tensor: Message, field: str) -> int:
     """Return how many numbers a field holds, packed or not."""
+    import numpy as np  # here, so that reading a manifest and `--help` need none
+
     width = {"float_data": 4, "double_data": 8}.get(field)
     total = 0
     for part in tensor.get(field, ()):
