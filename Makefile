@@ -23,12 +23,14 @@ $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m tests.chromium
 	touch $@
 
-# A real Triton Inference Server for the slow tests, with its python backend and no GPU: 350 MB, of which the server is
-# 150. Its wheel declares numpy 1, for which the backend was built, so it lives in an environment of its own.
-$(VENV)/.tritonserver: $(VENV)/.test
+# What the slow tests of docs/scale.md need besides: a real Triton Inference Server with its python backend and no GPU
+# (350 MB, of which the server is 150; its backend was built for numpy 1, so it has an environment of its own), Ray
+# (400 MB) and MLflow (150 MB).
+$(VENV)/.scale: $(VENV)/.test
 	test -x $(VENV)/tritonserver/bin/python || $(PYTHON) -m venv $(VENV)/tritonserver
 	$(VENV)/tritonserver/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0
 	$(VENV)/tritonserver/bin/python -m pip install --quiet numpy==1.26.4 --editable '.[cpu]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[ray]' mlflow-skinny pandas
 	touch $@
 
 run: $(VENV)/.run
@@ -49,7 +51,7 @@ gpu-check: $(VENV)/.run
 	$(BIN)/python -m benchmarks.gpu_check --out build/gpu-check.md
 
 # The whole matrix as well: every row of the zoo, every naming scheme. Takes an hour on two cores.
-test-all: $(VENV)/.test $(VENV)/.tritonserver
+test-all: $(VENV)/.test $(VENV)/.scale
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m ""
 
 lint: $(VENV)/.test

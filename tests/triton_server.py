@@ -28,7 +28,7 @@ def environment() -> Path:
     """
     found = Path(sys.prefix) / "tritonserver"
     if not (found / "bin/python").exists():
-        pytest.skip("tritonserver is not installed: make .venv/.tritonserver")
+        pytest.skip("tritonserver is not installed: make .venv/.scale")
     return found
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -68,6 +68,21 @@ class Observation:
         )
 
 
+class Observe(Protocol):
+    """How a graph is run over images: here (`observe_graph`), or on a cluster."""
+
+    def __call__(
+        self,
+        model: onnx.ModelProto,
+        batches: Iterable[NDArray[Any]],
+        /,
+        *,
+        total: int | None,
+        progress: Progress,
+    ) -> Observation:
+        """Return the statistics of the tensors that quantization needs."""
+
+
 def calibrate(
     model: onnx.ModelProto,
     batches: Iterable[NDArray[Any]],
@@ -77,6 +92,7 @@ def calibrate(
     total: int | None = None,
     threads: int | None = None,
     progress: Progress = silent,
+    observe: Observe | None = None,
 ) -> tables.CalibrationTable:
     """Return the calibration table of `model` over `batches`.
 
@@ -92,14 +108,15 @@ def calibrate(
         source: the graph as it was exported, where `model` is an equalized one.
         total: the number of images, if it is known, for `progress`.
         threads: processors to use; None means all.
+        observe: what runs the graph, None for this host.
 
     Raises:
         DatasetError: there is no image, or one is not finite.
         RequestError: a tensor is infinite or NaN on an image.
         DependencyError, ExportError: see `CpuSession`.
     """
-    seen = observe_graph(model, batches, total=total, threads=threads, progress=progress)
-    return seen.table(model, source, methods)
+    run = observe or functools.partial(observe_graph, threads=threads)
+    return run(model, batches, total=total, progress=progress).table(model, source, methods)
 
 
 def observe_graph(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial, reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.errors import DependencyError, RequestError
 
 if TYPE_CHECKING:
+    from resnet_export.calibration.observe.calibrate import Observe
     from resnet_export.calibration.observe.table import CalibrationTable
 
 
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     help="File to write.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the draw.")
+@click.option("--ray", metavar="ADDRESS", help="Run on this Ray cluster (HOST:PORT, or auto); needs ray.")
 @json_option
 @click.option("--quiet", is_flag=True, help="No progress.")
 @debug_option
@@ -64,6 +68,7 @@ def command(
     calib_method: Any,
     out: Path,
     seed: int,
+    ray: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -84,7 +89,7 @@ def command(
     if merge:
         table = _merged(ctx, sources, calib_method, out)
     else:
-        table = _calibrated(sources, calib, calib_count, calib_method or "mse", out, seed, quiet)
+        table = _calibrated(sources, calib, calib_count, calib_method or "mse", out, seed, ray, quiet)
     write_output(out, encode_table(table))
     if as_json:
         made = {
@@ -101,7 +106,7 @@ def command(
 def _merged(ctx: click.Context, files: tuple[Path, ...], method: Any, out: Path) -> CalibrationTable:
     from resnet_export.calibration.observe.table import merge, read_table
 
-    for name in ("calib", "calib_count", "seed"):
+    for name in ("calib", "calib_count", "seed", "ray"):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise RequestError(
                 f"--{name.replace('_', '-')} has no meaning with --merge, which reads no images; leave it out"
@@ -124,6 +129,7 @@ def _calibrated(
     method: Any,
     out: Path,
     seed: int,
+    ray: str | None,
     quiet: bool,
 ) -> CalibrationTable:
     if len(sources) > 1:
@@ -146,11 +152,25 @@ def _calibrated(
     dataset = open_dataset(calib, preprocessing=graph.preprocessing, limit=calib_count, seed=seed)
     check_for_calibration((batch.images[0] for batch in dataset.batches(1)), str(dataset.source))
     # One pass: nothing would be gained by holding the crops, and any number of images takes the same memory.
-    with show_progress(quiet=quiet) as progress:
+    with _observing(ray) as observe, show_progress(quiet=quiet) as progress:
         return calibrate(
             graph.model,
             (to_input(batch.images, graph.preprocessing) for batch in dataset.batches(BATCH)),
             methods=(method,),
             total=len(dataset),
             progress=progress,
+            observe=observe,
         )
+
+
+@contextmanager
+def _observing(ray: str | None) -> Iterator[Observe | None]:
+    """Yield what runs the graph: None for this host, or a cluster."""
+    if ray is None:
+        yield None
+        return
+    from resnet_export.exporter.ray.calibrate import observe_on
+    from resnet_export.exporter.ray.cluster import connected
+
+    with connected(ray) as cluster:
+        yield partial(observe_on, cluster)

@@ -93,6 +93,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Check what this Triton server runs: http://HOST:PORT or grpc://HOST:PORT, with /MODEL that model alone.",
 )
 @click.option(
+    "--ray", metavar="ADDRESS", help="Compute --data on this Ray cluster (HOST:PORT, or auto); needs ray."
+)
+@click.option(
     "--json",
     "json_file",
     type=_FILE,
@@ -116,6 +119,7 @@ def command(
     junit_file: Path | None,
     markdown_file: Path | None,
     html_file: Path | None,
+    ray: str | None,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -142,7 +146,7 @@ def command(
     spec = ParitySpec(**given, layers=layers or ("none" if no_layers else "failed"))
     recorded = None if html_file is None else html.read_recorded(bundle)
     with show_progress(quiet=quiet) as progress:
-        report = check_parity(bundle, spec, progress=progress)
+        report = check_parity(bundle, spec, ray=ray, progress=progress)
     rendered = [(path, _RENDER[option](report)) for option, path in files.items() if path is not None]
     if html_file is not None:
         material = html.gather(bundle, report, data=options["data"], recorded=recorded)

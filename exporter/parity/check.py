@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resnet_export.runtime.bundle.manifest import Manifest, read_manifest
@@ -38,6 +39,7 @@ def check_parity(
     search: SearchReport | None = None,
     times: Mapping[str, Any] | None = None,
     full_batches_known: Collection[str] = (),
+    ray: str | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> ParityReport:
@@ -47,6 +49,7 @@ def check_parity(
         spec: what is asked for. `data` is a path, unless `batches` are given; `reference="eager"` builds the eager
             network with torch; `layers="failed"` compares layers where onnx is installed, names and "all" need it.
         batches, search, times, full_batches_known: see `run_parity`.
+        ray: the address of a Ray cluster that computes the validation images; the report is the same.
         options: fields of `spec` by name, in place of its own.
 
     Images of a path that cannot be read are skipped. What data sets warn of stands in the report's notes too.
@@ -56,6 +59,10 @@ def check_parity(
     check_path("bundle", bundle, "a bundle's folder")
     named = {} if batches is None or (spec and spec.data is not None) else {"data": BATCHES}
     spec = as_spec(spec, named | options)
+    if ray is not None:
+        from resnet_export.exporter.ray.parity import check_spreadable
+
+        check_spreadable(spec)
     overrides_of(spec.tolerances)  # whatever is wrong with a file is said before any work is done
     wanted = _wanted_layers(bundle, spec)
     images = None if batches is not None or spec.data is None else _Images.open(bundle, spec.data, spec)
@@ -74,7 +81,8 @@ def check_parity(
         from resnet_export.exporter.parity.eager import eager_reference
 
         eager = eager_reference(bundle, spec.weights, progress=progress)
-    return run_parity(
+    check = partial(
+        run_parity,
         bundle,
         spec,
         batches=batches if images is None else images.batches(),
@@ -87,6 +95,13 @@ def check_parity(
         notes=tuple if images is None else images.notes,
         progress=progress,
     )
+    if ray is None:
+        return check()
+    from resnet_export.exporter.ray.cluster import connected
+    from resnet_export.exporter.ray.parity import spread_over
+
+    with connected(ray) as cluster:
+        return check(spread=partial(spread_over, cluster, bundle, spec.threads))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -43,6 +43,11 @@ _FEW_CLASSES = 3
 CompareLayers = Callable[[Sequence[Entry], tuple[str, ...]], tuple[tuple[Layerwise, ...], tuple[str, ...]]]
 """From the entries, and the artifacts among them that may cause what failed, to compared layers and notes."""
 
+Spread = Callable[
+    [tuple[CheckedRun, ...], Iterator[ImageBatch]], tuple[tuple[CheckedRun, ...], Iterator[ImageBatch]]
+]
+"""From open runs and batches of network inputs to runs and batches that compare the same, computed elsewhere."""
+
 
 def run_parity(
     bundle: str | os.PathLike[str],
@@ -55,6 +60,7 @@ def run_parity(
     times: Mapping[str, Any] | None = None,
     full_batches_known: Collection[str] = (),
     served: Sequence[Run] = (),
+    spread: Spread | None = None,
     notes: Callable[[], Iterable[str]] = tuple,
     progress: Progress = silent,
     **options: Any,
@@ -73,6 +79,7 @@ def run_parity(
         full_batches_known: artifacts whose full batches somebody compared already, as an export does after each
             step; they are not run again.
         served: runs of a server to check in place of this host's; `spec.triton` is what reports call it.
+        spread: what computes the validation images elsewhere; None for this host.
         notes: called after the last image, for what stands in the report's notes besides.
         options: fields of `spec` by name, in place of its own: `run_parity(bundle, artifacts=["fp16"])`.
 
@@ -128,6 +135,8 @@ def run_parity(
         )
         said = _notes(context, loosened(shipped, context.tolerances, overrides), runs)
         if stream is not None:
+            if spread is not None:
+                runs, stream = spread(runs, stream)
             runs, remarks = check_data(runs, progress(stream, "validation images"), context, eager)
             said += remarks
     entries = tuple(run.entry for run in runs)

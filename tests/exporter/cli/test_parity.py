@@ -154,7 +154,7 @@ def test_every_option_of_the_command_is_in_the_spec_that_reaches_the_check(
         "--tolerance limits.json --layers fp16"
     )
     given = words.split()
-    assert flags - {"--json", "--junit", "--markdown", "--html", "--quiet", "--debug"} <= {
+    assert flags - {"--json", "--junit", "--markdown", "--html", "--quiet", "--debug", "--ray"} <= {
         *given,
         "--no-layers",
         "--triton",
