@@ -16,6 +16,7 @@ $(VENV)/.run: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[cpu,openvino,export,tensorrt-rtx,report]' scikit-learn
 	touch $@
 
+# Tests that need strace, cmake or a C++ compiler are skipped by name where they are not: apt-get install strace cmake g++.
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,opentelemetry,prometheus,sign,triton]'
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-deps torchvision timm

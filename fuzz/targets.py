@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
 from fuzz.mutations import damage_bytes, damage_json, damage_onnx
 from resnet_export.runtime import open_session
@@ -71,7 +73,58 @@ def _graphs(folder: Path) -> Target:
             ) as session:
                 _run(session)
 
-    return Target(tuple(graphs.values()), damage_onnx, feed)
+    return Target((*graphs.values(), _many_operators()), damage_onnx, feed)
+
+
+def _many_operators() -> bytes:
+    """A graph with the tensors of the tiny network, and operators that a chain of convolutions has not."""
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
+
+    def constant(value: Any) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(value), f"constant{len(constants)}"))
+        return constants[-1].name
+
+    def add(kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
+        made = [f"{kind}{len(nodes)}.{index}" for index in range(outputs)]
+        nodes.append(helper.make_node(kind, inputs, made, **attributes))
+        return made[0]
+
+    ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
+    x = add("Pad", "input", constant([0, 0, 1, 1, 0, 0, 1, 1]), constant(np.float32(0)))  # [N, 3, 18, 18]
+    x = add("BatchNormalization", x, *(constant(value) for value in (ones, zeros, zeros, ones)))
+    x = add("Slice", x, constant([0, 0]), constant([16, 16]), constant([2, 3]), constant([2, 2]))
+    x = add("Clip", x, constant(np.float32(-3)), constant(np.float32(3)))  # [N, 3, 8, 8]
+    x = add("Concat", x, add("HardSwish", x), add("Sigmoid", x), axis=1)
+    x = add("MaxPool", x, kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1])
+    x = add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)  # [N, 9, 4, 4]
+    x = add(
+        "ConvTranspose", x, constant(np.full((9, 4, 2, 2), 0.1, np.float32)), strides=[2, 2]
+    )  # [N, 4, 8, 8]
+    x = add("Resize", x, "", constant(np.array([1, 1, 0.5, 0.5], np.float32)), mode="nearest")  # [N, 4, 4, 4]
+    x = add("DepthToSpace", x, blocksize=2)  # [N, 1, 8, 8]
+    x = add("Split", add("Squeeze", x, constant([1])), outputs=2, axis=2, num_outputs=2)  # [N, 8, 4]
+    x = add("LayerNormalization", x, constant(np.ones(4, np.float32)), axis=-1)
+    x = add("MatMul", x, add("Transpose", x, perm=[0, 2, 1]))  # [N, 8, 8]
+    x = add("Softmax", add("Unsqueeze", x, constant([1])), axis=-1)
+    x = add("Where", add("Greater", x, constant(np.float32(0.1))), x, add("Tile", x, constant([1, 1, 1, 1])))
+    x = add("ReduceMean", x, constant([1, 2]), keepdims=0)  # [N, 8]
+    x = add("Gather", x, constant(np.arange(6)), axis=1)
+    x = add("Reshape", add("Expand", x, constant([1, 6])), constant([0, -1]))
+    weight = np.ones((6, tiny_bundle.CLASSES), np.float32)
+    nodes.append(helper.make_node("Gemm", [x, constant(weight)], ["logits"]))
+    shape = ["N", 3, tiny_bundle.SIDE, tiny_bundle.SIDE]
+    graph = helper.make_graph(
+        nodes,
+        "many",
+        [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", tiny_bundle.CLASSES])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def _golden(folder: Path) -> Target:

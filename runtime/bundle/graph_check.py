@@ -26,9 +26,11 @@ from resnet_export.runtime.errors import IntegrityError
 
 __all__ = ["OPERATORS", "check_graph"]
 
+_DOMAINS: Final = ("", "ai.onnx")
 _MAX_ELEMENTS: Final = 2**25  # 128 MiB of float32
 _MAX_PER_INPUT: Final = 64
 _MAX_RANK: Final = 16
+_OPSET: Final = 13  # artifacts are written in 19 or later; before 13 operators take other inputs
 _MAX_CONSTANT: Final = 256  # elements of a tensor of integers whose values may decide about shapes
 
 
@@ -50,13 +52,13 @@ _BROADCAST: Final = _names(
 _WITHOUT_RULE: Final = _names(
     """ArgMax ArgMin Attention CastLike CenterCropPad DynamicQuantizeLinear Einsum GRU Gather GatherElements GatherND
     GridSample LSTM MatMulInteger OneHot Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean
-    ReduceMin ReduceProd ReduceSum ReduceSumSquare RotaryEmbedding ScatterElements ScatterND Size Slice Split TopK
-    Upsample"""
+    ReduceMin ReduceProd ReduceSum ReduceSumSquare RotaryEmbedding ScatterElements ScatterND Size Slice Split
+    TopK"""
 )
 
 
-# How many inputs operators take, over all versions, where it is other than one; further ones may be left out by an
-# empty name. OpenVINO reads an input that is not there.
+# How many inputs operators take from `_OPSET` on, where it is other than one; further ones may be left out by an empty
+# name. OpenVINO reads an input that is not there.
 _INPUTS: Final[Mapping[str, tuple[int, int]]] = {
     name: (least, most)
     for least, most, names in (
@@ -64,28 +66,24 @@ _INPUTS: Final[Mapping[str, tuple[int, int]]] = {
         (
             1,
             2,
-            "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
-            "ReduceSumSquare Reshape Split Squeeze TopK Trilu Unsqueeze Upsample",
+            """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+            ReduceSumSquare Split Squeeze Trilu""",
         ),
         (1, 3, "Clip Dropout"),
-        (1, 4, "Pad Resize"),
-        (1, 5, "Slice"),
+        (1, 4, "Resize"),
         (1, 2**20, "Concat Einsum Max Mean Min Sum"),
         (
             2,
             2,
-            "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike CenterCropPad CumSum Div Equal Expand Gather "
-            "GatherElements GatherND Greater GreaterOrEqual GridSample Less LessOrEqual MatMul Mod Mul Or PRelu Pow "
-            "RMSNormalization Sub Xor",
+            """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike CenterCropPad CumSum Div Equal Expand Gather
+            GatherElements GatherND Greater GreaterOrEqual GridSample Less LessOrEqual MatMul Mod Mul Or PRelu Pow
+            RMSNormalization Reshape Sub Tile TopK Unsqueeze Xor""",
         ),
-        (2, 3, "Conv ConvTranspose DequantizeLinear Gemm LayerNormalization QuantizeLinear Tile"),
-        (2, 4, "ConvInteger MatMulInteger"),
-        (
-            3,
-            3,
-            "GroupNormalization InstanceNormalization OneHot Range ScatterElements ScatterND Where",
-        ),
+        (2, 3, "Conv ConvTranspose DequantizeLinear Gemm LayerNormalization QuantizeLinear"),
+        (2, 4, "ConvInteger MatMulInteger Pad"),
+        (3, 3, "GroupNormalization InstanceNormalization OneHot Range ScatterElements ScatterND Where"),
         (3, 4, "RotaryEmbedding"),
+        (3, 5, "Slice"),
         (3, 6, "GRU"),
         (3, 7, "Attention"),
         (3, 8, "LSTM"),
@@ -153,6 +151,13 @@ def _check_model(model: Message, image: Sequence[int | str]) -> Mapping[str, _Va
     graph = model.get("graph")
     if graph is None:
         raise _RefusalError("is no ONNX model")
+    versions = [
+        one.get("version", 0) for one in model.get("opset_import", ()) if _text(one, "domain") in _DOMAINS
+    ]
+    if len(versions) != 1 or versions[0] < _OPSET:
+        raise _RefusalError(
+            f"uses ONNX's operator set {', '.join(map(str, versions[:3])) or 'in no version'}"
+        )
     known: dict[str, _Value] = {"": _UNKNOWN}
     for tensor in graph.get("initializer", ()):
         known[_text(tensor, "name")] = _constant(tensor)
@@ -176,7 +181,7 @@ def _check_model(model: Message, image: Sequence[int | str]) -> Mapping[str, _Va
 
 def _check_node(message: Message, known: dict[str, _Value], limit: int) -> None:
     kind, domain = _text(message, "op_type"), _text(message, "domain")
-    if domain not in ("", "ai.onnx") or kind not in OPERATORS:
+    if domain not in _DOMAINS or kind not in OPERATORS:
         raise _RefusalError(f"has a node of the operator {'.'.join(filter(None, (domain, kind)))[:100]!r}")
     attributes = {_text(attribute, "name"): attribute for attribute in message.get("attribute", ())}
     tensors = {
@@ -508,7 +513,7 @@ def _flatten(node: _Node) -> _Value:
 
 
 def _reshape(node: _Node) -> _Value:
-    shape, wanted = node.shape(0), node.numbers(1) if len(node.inputs) > 1 else node.ints("shape")
+    shape, wanted = node.shape(0), node.numbers(1)
     if wanted is not None and (min(wanted, default=0) < -1 or wanted.count(-1) > 1):
         raise _RefusalError(f"has a Reshape to {list(wanted[:_MAX_RANK])}")
     if shape is None or wanted is None or node.number("allowzero", 0):
@@ -536,12 +541,8 @@ def _transpose(node: _Node) -> _Value:
     return _Value(tuple(shape[axis] for axis in order))
 
 
-def _axes(node: _Node) -> tuple[int, ...] | None:
-    return node.ints("axes") if "axes" in node.attributes else node.numbers(1)
-
-
 def _squeeze(node: _Node) -> _Value:
-    shape, axes = node.shape(0), _axes(node)
+    shape, axes = node.shape(0), node.numbers(1)
     if shape is None or axes is None:
         return _UNKNOWN
     gone = {axis % len(shape) for axis in axes if shape}
@@ -549,7 +550,7 @@ def _squeeze(node: _Node) -> _Value:
 
 
 def _unsqueeze(node: _Node) -> _Value:
-    shape, axes = node.shape(0), _axes(node)
+    shape, axes = node.shape(0), node.numbers(1)
     if shape is None or axes is None or len(axes) > _MAX_RANK:
         return _UNKNOWN
     rank = len(shape) + len(axes)
@@ -582,7 +583,7 @@ def _shape_of(node: _Node) -> _Value:
 
 def _pad(node: _Node) -> _Value:
     shape = node.shape(0)
-    pads = node.ints("pads") or node.ints("paddings") or node.numbers(1)
+    pads = node.numbers(1)
     if shape is None or pads is None or len(node.inputs) > 3:
         return _UNKNOWN
     if len(pads) != 2 * len(shape):
