@@ -153,7 +153,8 @@ def export(
         next(step)
         fp32, golden = to_fp32(job, golden)
         remarks = remarks_on_labels(job, fp32, photos)
-        task = Lowering(fp32, photos, golden.shipped, job.spec, job.untrained, progress)
+        activation = job.net.info.activation
+        task = Lowering(fp32, photos, golden.shipped, job.spec, job.untrained, activation, progress)
         lowered = tuple(
             lower(precision, task, job.earlier) for precision, _ in zip(job.spec.lowered, step, strict=False)
         )
@@ -199,7 +200,7 @@ def prepare(
                 f"alphabetical order ({names[0]!r} = 0)"
             )
             net = replace(net, labels=names, notices=(*net.notices, said))
-    net = with_activation(net)
+    net = with_activation(net, multi_label=model.multi_label)
     place = net.info.arch if place is None else place
     needed = bytes_needed(net.info, spec, engines)
     earlier = open_earlier(spec, Path(place), maker_versions())
@@ -207,15 +208,17 @@ def prepare(
     return Job(model, spec, Path(place), net, parity, earlier, engines, needed, created)
 
 
-def with_activation(net: Classifier) -> Classifier:
-    """Return the network with what makes probabilities of its logits: of one alone, the sigmoid."""
-    if net.info.num_classes > 1:
-        return net
+def with_activation(net: Classifier, *, multi_label: bool) -> Classifier:
+    """Return the network with what makes probabilities of its logits: the sigmoid, of one alone or if `multi_label`."""
+    info = net.info
+    if info.num_classes == 1 or multi_label:
+        info = msgspec.structs.replace(info, activation="sigmoid")
+    if info.num_classes > 1:
+        return replace(net, info=info)
     said = (
         f"the network has one output, whose sigmoid is the probability of {net.labels[1]!r}; a logit of at most 0 "
         f"means {net.labels[0]!r}"
     )
-    info = msgspec.structs.replace(net.info, activation="sigmoid")
     return replace(net, info=info, notices=(*net.notices, said))
 
 
@@ -265,7 +268,13 @@ def remarks_on_labels(job: Job, fp32: GraphArtifact, photos: Photos) -> tuple[st
     """Return what the network makes of labeled images. Raises RequestError for labels that contradict them."""
     if job.untrained:
         return ()
-    said = check_labels(fp32.graph.model, photos, job.net.labels, as_given=job.spec.labels_as_given)
+    said = check_labels(
+        fp32.graph.model,
+        photos,
+        job.net.labels,
+        as_given=job.spec.labels_as_given,
+        activation=job.net.info.activation,
+    )
     return () if said is None else (said,)
 
 

@@ -56,6 +56,7 @@ class ModelSpec:
     input_channels: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    multi_label: bool = False
     seed: int = 0
     module: Any = field(default=None, metadata={"option": False}, compare=False)
 

@@ -50,6 +50,16 @@ def two_class(logits: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([np.zeros_like(logits), logits], axis=-1) if logits.shape[-1] == 1 else logits
 
 
+def decides_each(logits: NDArray[Any], activation: Activation) -> bool:
+    """Whether logits [N, C] are a multi-label head's: each class is decided on by itself, at a probability of 0.5."""
+    return activation == "sigmoid" and logits.shape[-1] > 1
+
+
+def decisions(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return the logits of a multi-label head, [N, C], as those of N·C binary decisions, [N·C, 2]."""
+    return two_class(logits.reshape(-1, 1))
+
+
 def best(
     logits: NDArray[np.float32], labels: Sequence[str], top: int, activation: Activation = "softmax"
 ) -> list[Prediction]:

@@ -289,7 +289,7 @@ def draw(names: Sequence[str], labels: NDArray[np.int64] | None, limit: int, see
     ranked = sorted(range(len(names)), key=lambda index: (ranks[index], index))
     if limit >= len(names):
         return sorted(ranked)
-    if labels is None:
+    if labels is None or labels.ndim == 2:
         return sorted(ranked[:limit])
     classes = labels.tolist()
     sizes = Counter(classes[index] for index in ranked)  # in the order of each class's lowest rank

@@ -155,8 +155,8 @@ def list_images(source: Path, classes: Classes) -> Listing:
     A word of digits that is one of the network's labels means that label, whatever class has that index.
 
     Archive: `images` uint8 [N, H, W, 3], RGB, [N, H, W] or [N, H, W, 1], grayscale, or [N, H, W, 4], RGBA, and if
-    wanted `labels`, integers [N]. Other arrays are not read, which a note says; one that seems to hold the labels under
-    another name is refused.
+    wanted `labels`, integers [N], or 0 and 1 for each class of a multi-label head, [N, classes]. Other arrays are not
+    read, which a note says; one that seems to hold the labels under another name is refused.
     """
     try:
         if source.is_dir():
@@ -187,6 +187,13 @@ def list_images(source: Path, classes: Classes) -> Listing:
 
 
 def _check_labels(source: Path, names: tuple[str, ...], labels: NDArray[np.int64], count: int | None) -> None:
+    if labels.ndim == 2:
+        if labels.shape[1] != (count or labels.shape[1]) or not np.isin(labels, (0, 1)).all():
+            raise DatasetError(
+                f"{str(source)!r} holds labels {list(labels.shape)} from {labels.min()} to {labels.max()}, expected 0 "
+                f"or 1 for each of the network's {count} classes"
+            )
+        return
     wrong = labels < 0 if count is None else (labels < 0) | (labels >= count)
     if wrong.any():
         first = int(wrong.argmax())
@@ -561,18 +568,18 @@ def _archive_labels(source: Path, archive: zipfile.ZipFile, count: int) -> NDArr
         return None
     with archive.open("labels.npy") as member:
         shape, _, dtype = _read_header(member)
-        if dtype.kind not in "iu" or shape != (count,):
+        if dtype.kind not in "iub" or shape[:1] != (count,) or len(shape) > 2 or shape[1:] == (0,):
             raise DatasetError(
-                f"{str(source)!r} holds labels of {dtype} {list(shape)}, expected integers [{count}]; "
-                "convert them"
+                f"{str(source)!r} holds labels of {dtype} {list(shape)}, expected integers [{count}], or 0 and 1 for "
+                f"each class, [{count}, classes]; convert them"
             )
-        labels = np.frombuffer(member.read(count * dtype.itemsize), dtype)
-    if len(labels) != count:
+        labels = np.frombuffer(member.read(math.prod(shape) * dtype.itemsize), dtype)
+    if len(labels) != math.prod(shape):
         raise DatasetError(
-            f"{str(source)!r} announces {count} labels but stores {len(labels)}; save it again"
+            f"{str(source)!r} announces {math.prod(shape)} labels but stores {len(labels)}; save it again"
         )
     # Unsigned 64-bit labels beyond int64 turn negative, and are refused as out of range.
-    return labels.astype(np.int64)
+    return labels.reshape(shape).astype(np.int64)
 
 
 def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:

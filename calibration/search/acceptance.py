@@ -9,7 +9,7 @@ import numpy as np
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.topology import Topology
-from resnet_export.calibration.search.evaluate import Evaluator, run_float
+from resnet_export.calibration.search.evaluate import Evaluator, Limits, run_float
 from resnet_export.calibration.search.improvements import Candidate
 from resnet_export.calibration.search.mixed_precision import (
     exclude_within_budget,
@@ -74,7 +74,8 @@ def exclude_sensitive_layers(
     ranges = candidate.plan.choose_ranges(candidate.table)
     least, most = _RANKING_IMAGES
     few = min(max(least, _RANKING_WORK // max(1, len(Topology(candidate.model).layers))), most)
-    ranker = Evaluator(run_float(candidate.model, images.sample(few), threads), threads=threads)
+    same = Limits(activation=evaluator.limits.activation)
+    ranker = Evaluator(run_float(candidate.model, images.sample(few), threads), same, threads=threads)
     sensitivities = rank_layers(candidate.model, ranges, candidate.plan, target, ranker, progress=progress)
     ranking = SensitivityRanking(target=target, images=len(ranker), layers=sensitivities)
     budget, ratio = None, None

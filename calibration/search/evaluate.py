@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.search.trial_session import open_trial
-from resnet_export.runtime.bundle.schema import TargetName
+from resnet_export.runtime.bundle.schema import Activation, TargetName
 from resnet_export.runtime.errors import DatasetError, ExportError
 from resnet_export.runtime.parity.criteria.criterion import Criterion, at_most
 from resnet_export.runtime.parity.criteria.table import Evidence, bound, describe, evaluate, title
@@ -22,7 +22,7 @@ from resnet_export.runtime.parity.measure.comparison import worst_images
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics
 from resnet_export.runtime.parity.report.search_report import Validation
 from resnet_export.runtime.precision import Precision, Tolerance
-from resnet_export.runtime.prediction import two_class
+from resnet_export.runtime.prediction import decides_each, two_class
 
 _ROOM = 0.8
 """The share of parity's limit on the error that the search may use up. The same graph is up to a quarter worse on other
@@ -34,11 +34,12 @@ class Limits:
     """What an INT8 graph may lose: what every parity check allows it, less some room, and the user's own budget.
 
     `tolerances` are the network's. `max_drop` is in percentage points of top-1 accuracy, or of top-1 agreement where
-    there are no labels; None sets no budget.
+    there are no labels; None sets no budget. `activation` makes probabilities of the logits.
     """
 
     tolerances: Tolerances = field(default_factory=Tolerances.shipped)
     max_drop: float | None = None
+    activation: Activation = "softmax"
 
     @property
     def parity(self) -> Tolerance:
@@ -136,10 +137,10 @@ class Evaluator:
     def __call__(self, graph: onnx.ModelProto, target: TargetName | None = None) -> Validation:
         """Run a trial graph, laid out for `target` (None: a float graph), over the images and compare it."""
         logits = _run(graph, target, self.images(), self._threads)
-        figures = Metrics.of(self.logits, logits, self._near_tie).result()
+        figures = Metrics.of(self.logits, logits, self._near_tie, self.limits.activation).result()
         drop = None
         if self.labels is not None:
-            right = [(two_class(one).argmax(axis=1) == self.labels).mean() for one in (self.logits, logits)]
+            right = [(self._decided(one) == self.labels).mean() for one in (self.logits, logits)]
             drop = 100 * float(right[0] - right[1])
         return Validation(
             images=figures.images,
@@ -152,7 +153,12 @@ class Evaluator:
             worst=(
                 ()
                 if figures.by_image.even and not figures.by_image.far
-                else worst_images(self.logits, logits, self.labels, self.run.photos.names)
+                else worst_images(
+                    self.logits,
+                    logits,
+                    None if decides_each(self.logits, self.limits.activation) else self.labels,
+                    self.run.photos.names,
+                )
             ),
             outside=tuple(
                 describe(criterion)
@@ -161,9 +167,14 @@ class Evaluator:
             ),
         )
 
+    def _decided(self, logits: NDArray[np.float32]) -> NDArray[Any]:
+        """Return what logits [N, C] decide, in the form that labels have: classes [N], or 0 or 1 for each [N, C]."""
+        each = decides_each(logits, self.limits.activation)
+        return np.asarray(logits > 0 if each else two_class(logits).argmax(axis=1))
+
     def limit(self) -> str:
         """Return what trial graphs are held to, in words: "relative error ≤ 0.1, top-1 agreement ≥ 95 %"."""
-        nothing = Metrics.of(self.logits, self.logits).result()
+        nothing = Metrics.of(self.logits, self.logits, activation=self.limits.activation).result()
         criteria = self.limits.criteria(nothing, None if self.labels is None else 0.0)
         named = (one for one in criteria if one.name != "finite")  # which goes without saying
         return ", ".join(f"{title(one)} {bound(one)}" for one in named)

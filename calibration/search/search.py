@@ -321,7 +321,8 @@ def _hold_back(
         fitted = held = images
     else:
         fitted, held = images.split(min(HELD_BACK, len(images) // 4))
-    evaluator = Evaluator(run_float(model, held, threads), threads=threads)
+    same = Limits(activation=spec.limits.activation)
+    evaluator = Evaluator(run_float(model, held, threads), same, threads=threads)
     method = PROBES[0] if spec.method == "auto" else spec.method
     return TrialSetup(fitted, evaluator, method, threads, progress)
 

@@ -336,6 +336,7 @@ OPTIONS = [
         metavar="DIR",
         help="Bundle to write.  [default: ./ARCHITECTURE]",
     ),
+    _spec("multi_label", help="Each class is decided on by itself, by the sigmoid of its logit."),
     _spec("embedding", help="Add the output `embedding` [N, F]: the vector that the classifier reads."),
     _spec("features", help="Add the stage maps `c2` to `c5` as outputs, as far as the network has them."),
     _spec("softmax", help="Add the output `probabilities` [N, classes]."),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.observe.cpu_session import CpuSession
+from resnet_export.runtime.bundle.schema import Activation
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.criteria.table import CRITERIA, Evidence
 from resnet_export.runtime.parity.measure.comparison import Tally
@@ -19,7 +20,12 @@ _NAMED = 12
 
 
 def check_labels(
-    fp32: onnx.ModelProto, photos: Photos, labels: tuple[str, ...], *, as_given: bool = False
+    fp32: onnx.ModelProto,
+    photos: Photos,
+    labels: tuple[str, ...],
+    *,
+    as_given: bool = False,
+    activation: Activation = "softmax",
 ) -> str | None:
     """Return one sentence on what the graph makes of labeled images, None where they have no labels.
 
@@ -35,7 +41,7 @@ def check_labels(
     tallies = []
     for inputs, part in photos.batches():
         logits: NDArray[Any] = np.asarray(session.run(inputs)[0], np.float64)
-        tallies.append(Tally.of(logits, logits, labels=part))
+        tallies.append(Tally.of(logits, logits, labels=part, activation=activation))
     found = sum(tallies[1:], tallies[0]).comparison().labeled
     if found is None:
         return None

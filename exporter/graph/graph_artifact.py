@@ -14,6 +14,7 @@ from resnet_export.exporter.graph.export import ExportedGraph
 from resnet_export.exporter.graph.stage_check import Reference
 from resnet_export.exporter.spec import ExportSpec
 from resnet_export.runtime.bundle.manifest import ExcludedLayer
+from resnet_export.runtime.bundle.schema import Activation
 from resnet_export.runtime.parity.report.search_report import SearchReport
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.progress import Progress, silent
@@ -57,6 +58,7 @@ class Lowering:
         photos: images to calibrate and scan ranges on.
         reference: golden images as the finished graph takes them, and the eager network's outputs.
         untrained: whether the weights are random, which loosens what INT8 is held to.
+        activation: what makes probabilities of the logits.
     """
 
     fp32: GraphArtifact
@@ -64,6 +66,7 @@ class Lowering:
     reference: Reference
     spec: ExportSpec
     untrained: bool
+    activation: Activation = "softmax"
     progress: Progress = silent
 
 

@@ -83,6 +83,7 @@ def _find_plan(task: Lowering) -> Int8Plan:
                 untrained=task.untrained, layers_in_series=count_graph(model).layers_in_series
             ),
             spec.max_drop,
+            task.activation,
         ),
         equalize=spec.equalize,
         correct_bias=spec.correct_bias,

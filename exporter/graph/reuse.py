@@ -69,6 +69,7 @@ def stage_key(precision: Precision, task: Lowering) -> str:
         parts["search"] = {
             "table": table,
             "untrained": task.untrained,
+            "activation": task.activation,
             "method": spec.calib_method,
             "max_drop": spec.max_drop,
             "exclude": spec.exclude,

@@ -178,7 +178,8 @@ def _run(pairs: list[_Pair], batches: Iterator[tuple[Batch, Batch]]) -> None:
                 except BackendError as error:
                     pair.error = " ".join(str(error).split())
                     continue
-                part = Tally.of(was, now, crops[0].labels, crops[0].names, first=done)
+                activation = pair.sessions[0].manifest.model.activation
+                part = Tally.of(was, now, crops[0].labels, crops[0].names, first=done, activation=activation)
                 pair.tally = part if pair.tally is None else pair.tally + part
                 pair.count += len(crops[0].images)
         done += len(crops[0].images)

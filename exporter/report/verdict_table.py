@@ -93,7 +93,7 @@ def agreement(check: Check) -> str:
     """Return the top-1 agreement with its interval: "31 of 32, 96.9 % (84.3 to 99.4)"."""
     figures, interval = check.comparison.figures, check.comparison.top1_interval
     return (
-        f"{figures.top1} of {figures.images}, {100 * figures.top1_agreement:.1f} % "
+        f"{figures.top1} of {figures.decided}, {100 * figures.top1_agreement:.1f} % "
         f"({100 * interval.low:.1f} to {100 * interval.high:.1f})"
     )
 

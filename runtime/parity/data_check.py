@@ -103,7 +103,9 @@ def check_data(
             key = run.entry.key
             runners[key] = run.runner
             widths[key] = context.near_tie(run.entry.tolerance)
-    found = compare_all(source, runners, batches, near_tie=widths)
+    found = compare_all(
+        source, runners, batches, near_tie=widths, activation=context.manifest.model.activation
+    )
     golden = None if chosen is None else chosen.entry.check("golden")
     error = None if golden is None else golden.comparison.figures.relative_error
     checked = tuple(

@@ -151,7 +151,12 @@ def _golden_entry(
     entry = _entry(run, context, session=session)
     stages = chain(run.artifact, tuple(golden.logits), entry.ran)
     known = [golden.logits[stage.name] for stage in stages[:-1]]
-    comparison = compare(eager, found, near_tie=context.near_tie(entry.tolerance))
+    comparison = compare(
+        eager,
+        found,
+        near_tie=context.near_tie(entry.tolerance),
+        activation=context.manifest.model.activation,
+    )
     # Without a stage of its own, an artifact ends in the float graph that it was made of.
     recorded = known and stages[-2].precision is Precision.INT8 and entry.tolerance.relative_error is not None
     evidence = Evidence(

@@ -297,12 +297,12 @@ def _top1_agreement(evidence: Evidence) -> Found | None:
     if figures is None or limit is None:
         return None
     agreed = figures.top1 + (figures.near_tie_flips if evidence.untrained else 0)
-    interval = wilson(agreed, figures.images)
-    detail = f"{figures.top1} of {figures.images} images"
+    interval = wilson(agreed, figures.decided)
+    detail = figures.counted
     if figures.near_tie_flips:
         detail += f", {figures.near_tie_flips} of the others near ties"
     detail += f", 95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f} %"
-    return Found(agreed / figures.images, limit, detail, passed=interval.high >= limit)
+    return Found(agreed / figures.decided, limit, detail, passed=interval.high >= limit)
 
 
 def _full_batches(evidence: Evidence) -> Found | None:
@@ -335,11 +335,8 @@ def _min_agreement(evidence: Evidence) -> Found | None:
     elsewhere = evidence.images == "golden" and evidence.spec.data is not None
     if figures is None or percent is None or elsewhere:
         return None
-    interval = wilson(figures.top1, figures.images)
-    detail = (
-        f"{figures.top1} of {figures.images} images, 95 % interval {100 * interval.low:.2f} to "
-        f"{100 * interval.high:.2f} %"
-    )
+    interval = wilson(figures.top1, figures.decided)
+    detail = f"{figures.counted}, 95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f} %"
     return Found(100 * figures.top1_agreement, percent, detail)
 
 

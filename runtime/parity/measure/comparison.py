@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.bundle.manifest import Struct
+from resnet_export.runtime.bundle.schema import Activation
 from resnet_export.runtime.errors import BackendError, DatasetError
 from resnet_export.runtime.parity.measure.image_errors import WORST, image_errors
-from resnet_export.runtime.parity.measure.labels import Labeled, Outcomes, checked_labels
+from resnet_export.runtime.parity.measure.labels import Labeled, Outcomes, checked_labels, checked_marks
 from resnet_export.runtime.parity.measure.metrics import Figures, Metrics, predictions
 from resnet_export.runtime.parity.measure.statistics import Interval, wilson
-from resnet_export.runtime.prediction import two_class
+from resnet_export.runtime.prediction import decides_each, decisions, two_class
 
 KEPT_FLIPS = 20
 
@@ -164,15 +165,33 @@ class Tally:
         *,
         first: int = 0,
         near_tie: float = 0.0,
+        activation: Activation = "softmax",
         keep: int = KEPT_FLIPS,
     ) -> Tally:
         """Compare float logits [N, C] of N images, the first of which is number `first` of the data.
 
+        Labels are class indices [N]; those of a multi-label head 0 or 1 for each class, [N, C], and of such a head the
+        images whose decisions changed are counted and not listed.
+
         Raises RequestError as `Metrics.of` does, and DatasetError for labels that do not fit.
         """
-        b, a = (two_class(np.asarray(one, np.float64)) for one in (reference, candidate))
-        metrics = Metrics.of(b, a, near_tie)
-        found = predictions(b, a)
+        b, a = (np.asarray(one, np.float64) for one in (reference, candidate))
+        metrics = Metrics.of(b, a, near_tie, activation)
+        found = predictions(b, a, activation)
+        if decides_each(b, activation):
+            marks = None if labels is None else checked_marks(labels, len(b), b.shape[1])
+            return cls(
+                metrics=metrics,
+                outcomes=None
+                if marks is None
+                else Outcomes.of(decisions(b), decisions(a), found, marks, named=False),
+                flips=(),
+                flip_count=int(found.flipped.reshape(b.shape).any(axis=1).sum()),
+                worst=worst_images(b, a, None, names, first=first),
+                near_tie=near_tie,
+                keep=keep,
+            )
+        b, a = two_class(b), two_class(a)
         known = None if labels is None else checked_labels(labels, len(b), b.shape[1], first)
         flipped = np.flatnonzero(found.flipped)
         return cls(
@@ -215,8 +234,8 @@ class Tally:
         return Comparison(
             figures=figures,
             near_tie=self.near_tie,
-            top1_interval=wilson(figures.top1, figures.images),
-            top5_interval=wilson(figures.top5, figures.images),
+            top1_interval=wilson(figures.top1, figures.decided),
+            top5_interval=wilson(figures.top5, figures.decided),
             labeled=self.outcomes.labeled() if self.outcomes else None,
             flips=self.flips,
             flip_count=self.flip_count,
@@ -231,9 +250,12 @@ def compare(
     labels: ArrayLike | None = None,
     names: tuple[str, ...] = (),
     near_tie: float = 0.0,
+    activation: Activation = "softmax",
 ) -> Comparison:
     """Compare float logits [N, C] of both sides; `near_tie` is in logits. Raises what `Tally.of` does."""
-    return Tally.of(reference, candidate, labels, names, near_tie=near_tie).comparison()
+    return Tally.of(
+        reference, candidate, labels, names, near_tie=near_tie, activation=activation
+    ).comparison()
 
 
 def compare_all(
@@ -242,6 +264,7 @@ def compare_all(
     batches: Iterable[ImageBatch],
     *,
     near_tie: Mapping[str, float] | None = None,
+    activation: Activation = "softmax",
     keep: int = KEPT_FLIPS,
 ) -> dict[str, Comparison | BackendError]:
     """Compare many candidates with one reference in a single pass: each image is read once.
@@ -271,6 +294,7 @@ def compare_all(
                 batch.names,
                 first=done,
                 near_tie=widths.get(key, 0.0),
+                activation=activation,
                 keep=keep,
             )
             tallies[key] = tallies[key] + part if key in tallies else part

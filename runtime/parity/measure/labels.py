@@ -81,8 +81,13 @@ class Outcomes:
         candidate: NDArray[np.float64],
         found: Predictions,
         labels: NDArray[np.int64],
+        *,
+        named: bool = True,
     ) -> Outcomes:
-        """Count logits [N, C] of both sides, and what they predict, by labels int64 [N]."""
+        """Count logits [N, C] of both sides, and what they predict, by labels int64 [N].
+
+        `named`: the labels are names of classes, which may be exchanged; not those of single decisions.
+        """
         classes = reference.shape[1]
         right_b, right_a = found.reference == labels, found.candidate == labels
         finite = found.candidate >= 0
@@ -97,7 +102,7 @@ class Outcomes:
             candidate=Reliability.of(_confidence(candidate[finite]), right_a[finite]),
             predicted=np.bincount(found.reference, minlength=classes),
             labelled_as=np.bincount(labels, minlength=classes),
-            pairs=Counter(zip(labels.tolist(), found.reference.tolist(), strict=True)),
+            pairs=Counter(zip(labels.tolist(), found.reference.tolist(), strict=True) if named else ()),
         )
 
     def __add__(self, other: Outcomes) -> Outcomes:
@@ -165,6 +170,21 @@ def checked_labels(labels: ArrayLike, images: int, classes: int, first: int = 0)
             "give labels as class indices of this model"
         )
     return known
+
+
+def checked_marks(labels: ArrayLike, images: int, classes: int) -> NDArray[np.int64]:
+    """Return the labels of a multi-label head, 0 or 1 for each class of each image, as int64 [images · classes].
+
+    Raises DatasetError unless they are such.
+    """
+    given = np.asarray(labels)
+    if given.shape != (images, classes) or given.dtype.kind not in "iub" or not np.isin(given, (0, 1)).all():
+        raise DatasetError(
+            f"labels have shape {list(given.shape)} and type {given.dtype} for {images} images; the network decides on "
+            f"each of its {classes} classes by itself: expected 0 or 1 for each, [{images}, {classes}], as an .npz "
+            "file holds them, or images without labels"
+        )
+    return given.astype(np.int64).reshape(-1)
 
 
 def _confidence(logits: NDArray[np.float64]) -> NDArray[np.float64]:

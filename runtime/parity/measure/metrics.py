@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from resnet_export.runtime.bundle.manifest import Struct
+from resnet_export.runtime.bundle.schema import Activation
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.measure.image_errors import FAR, ImageErrors, Sketch, image_errors, spread
-from resnet_export.runtime.prediction import two_class
+from resnet_export.runtime.prediction import decides_each, decisions, two_class
 
 # Below this share of their squared norm, the centered logits are float64 rounding and not variation: float32
 # logits that differ anywhere among a billion leave more than 1e-24, rounding of the mean less than 1e-30.
@@ -48,6 +49,9 @@ class Figures(Struct, frozen=True):
     that are not in `top1` only because the reference itself puts the two classes within the near-tie width
     of the comparison.
 
+    A multi-label head decides on each class of each image by itself, at a probability of 0.5: then `decisions`, images
+    times classes, is what `top1`, `top5` and `near_tie_flips` are counted among, and `mean_kl` adds up over classes.
+
     `by_image` is what single images lose, each of which weighs the same.
 
     `reference_spread` is ‖b−m‖/‖b‖, m being the mean of b over the images: zero when the reference gives every
@@ -70,17 +74,28 @@ class Figures(Struct, frozen=True):
     reference_classes: int
     candidate_classes: int
     by_image: ImageErrors
+    decisions: int = 0
     reference_spread: float | None = None
 
     @property
     def top1_agreement(self) -> float:
         """The fraction of images on which the candidate's first class is the reference's, in [0, 1]."""
-        return self.top1 / self.images
+        return self.top1 / self.decided
+
+    @property
+    def decided(self) -> int:
+        """How many decisions `top1` is counted among."""
+        return self.decisions or self.images
+
+    @property
+    def counted(self) -> str:
+        """What `top1` counts: "19 of 20 images", or "157 of 160 decisions" of a multi-label head."""
+        return f"{self.top1} of {self.decided} {'images' if self.decided == self.images else 'decisions'}"
 
     @property
     def top5_agreement(self) -> float:
         """The fraction of images whose reference winner is among the candidate's first five, in [0, 1]."""
-        return self.top5 / self.images
+        return self.top5 / self.decided
 
 
 @dataclass(frozen=True)
@@ -104,10 +119,18 @@ class Predictions:
         return self.rank > 0
 
 
-def predictions(reference: ArrayLike, candidate: ArrayLike) -> Predictions:
-    """Return what float logits [N, C] of both sides predict. Raises RequestError as `Metrics.of` does."""
+def predictions(
+    reference: ArrayLike, candidate: ArrayLike, activation: Activation = "softmax"
+) -> Predictions:
+    """Return what float logits [N, C] of both sides predict; of a multi-label head the N·C decisions, 0 or 1 each.
+
+    Raises RequestError as `Metrics.of` does.
+    """
     b, a = _checked(reference, candidate)
-    return _predictions(b, a, _finite(a))
+    finite = _finite(a)
+    if decides_each(np.asarray(reference), activation):
+        return _predictions(decisions(b), decisions(a), finite.repeat(b.shape[1]))
+    return _predictions(b, a, finite)
 
 
 @dataclass(frozen=True)
@@ -132,6 +155,7 @@ class Metrics:
     centered_aa: float
     centered_ab: float
     sum_kl: float
+    decisions: int
     top1: int
     top5: int
     near_tie_flips: int
@@ -144,8 +168,14 @@ class Metrics:
     sum_energy_squared: float
 
     @classmethod
-    def of(cls, reference: ArrayLike, candidate: ArrayLike, near_tie: float = 0.0) -> Metrics:
-        """Compare float logits [N, C] of the same N ≥ 1 images.
+    def of(
+        cls,
+        reference: ArrayLike,
+        candidate: ArrayLike,
+        near_tie: float = 0.0,
+        activation: Activation = "softmax",
+    ) -> Metrics:
+        """Compare float logits [N, C] of the same N ≥ 1 images; `activation` makes probabilities of them.
 
         `near_tie` is in units of logits: a prediction that changed between two classes which the reference
         puts at most this far apart is counted as a near-tie flip. Raises RequestError when the shapes
@@ -153,12 +183,15 @@ class Metrics:
         """
         b, a = _checked(reference, candidate)
         finite = _finite(a)
-        found = _predictions(b, a, finite)
+        found = predictions(reference, candidate, activation)
         classes = b.shape[1]
-        seen_b = np.zeros(classes, bool)
-        seen_a = np.zeros(classes, bool)
-        seen_b[found.reference] = True
-        seen_a[found.candidate[finite]] = True
+        each = decides_each(np.asarray(reference), activation)
+        if each:
+            seen_b, seen_a = (np.asarray((one > 0).any(axis=0)) for one in (b, a[finite]))
+        else:
+            seen_b, seen_a = np.zeros(classes, bool), np.zeros(classes, bool)
+            seen_b[found.reference] = True
+            seen_a[found.candidate[finite]] = True
 
         images = len(b)
         errors = image_errors(b, a)
@@ -170,7 +203,7 @@ class Metrics:
         mean_b = b.mean(axis=0) if count else np.zeros(classes)
         mean_a = a.mean(axis=0) if count else np.zeros(classes)
         centered_b, centered_a = b - mean_b, a - mean_a
-        kl = _kl(b, a)
+        kl = _kl(decisions(b), decisions(a)).reshape(count, classes).sum(axis=1) if each else _kl(b, a)
         divergences = np.full(images, np.inf)
         divergences[finite] = kl
         return cls(
@@ -189,6 +222,7 @@ class Metrics:
             centered_aa=inner(centered_a, centered_a),
             centered_ab=inner(centered_a, centered_b),
             sum_kl=float(kl.sum()),
+            decisions=len(found.rank),
             top1=int((found.rank < 1).sum()),
             top5=int((found.rank < 5).sum()),
             near_tie_flips=int((found.flipped & (found.margin <= near_tie)).sum()),
@@ -228,6 +262,7 @@ class Metrics:
             centered_aa=self.centered_aa + other.centered_aa + weight * inner(step_a, step_a),
             centered_ab=self.centered_ab + other.centered_ab + weight * inner(step_a, step_b),
             sum_kl=self.sum_kl + other.sum_kl,
+            decisions=self.decisions + other.decisions,
             top1=self.top1 + other.top1,
             top5=self.top5 + other.top5,
             near_tie_flips=self.near_tie_flips + other.near_tie_flips,
@@ -259,6 +294,7 @@ class Metrics:
             centered_cosine=cosine(self.centered_ab, around_b, self.centered_bb) if varied_b else None,
             snr_db=-20 * math.log10(relative) if relative else None,
             mean_kl=self.sum_kl / self.finite if some else None,
+            decisions=self.decisions,
             top1=self.top1,
             top5=self.top5,
             near_tie_flips=self.near_tie_flips,

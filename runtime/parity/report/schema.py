@@ -408,5 +408,5 @@ def _detail(entry: Entry) -> str:
         return ""
     return (
         f"relative error {figures.relative_error:.2g}, centered cosine similarity {figures.centered_cosine:.6f}, "
-        f"{figures.top1} of {figures.images} agree"
+        f"{figures.top1} of {figures.decided} agree"
     )
