@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ LOGITS = arrays.arrays(
 )
 
 
+@settings(deadline=None)
 @given(LOGITS)
 def test_probabilities_are_the_sigmoid_of_the_logit_and_of_its_negative(logits: NDArray[np.float32]) -> None:
     for row in logits:
@@ -38,6 +39,7 @@ def test_probabilities_are_the_sigmoid_of_the_logit_and_of_its_negative(logits: 
         assert first.label == ("yes" if row[0] > 0 else "no")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_agreement_counts_the_same_decisions_at_one_half(data: st.DataObject) -> None:
     b = data.draw(LOGITS)

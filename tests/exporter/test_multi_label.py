@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
@@ -22,6 +22,7 @@ from resnet_export.runtime.parity.measure.comparison import Tally, compare
 FLOATS = st.floats(-20, 20, width=32).filter(lambda value: value != 0)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_agreement_and_accuracy_count_decisions_for_each_class(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 6), st.integers(2, 5)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ VALUES = st.floats(-100, 100, width=32)
 PAIRS = SHAPES.flatmap(lambda shape: st.tuples(*[arrays.arrays(np.float32, shape, elements=VALUES)] * 2))
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_figures_are_what_their_definitions_say(pair: tuple[NDArray[Any], NDArray[Any]]) -> None:
     b, a = (one.astype(np.float64) for one in pair)
@@ -47,6 +48,7 @@ def test_figures_are_what_their_definitions_say(pair: tuple[NDArray[Any], NDArra
         assert found.centered_cosine == pytest.approx(centered, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.float32, st.tuples(st.integers(2, 6), st.integers(1, 6)), elements=VALUES))
 def test_a_vector_has_the_figures_that_logits_of_the_same_values_have(values: NDArray[np.float32]) -> None:
     other = values + np.float32(0.5)
