@@ -165,9 +165,10 @@ SCHEMES = (
     Scheme(
         "torch.nn.Sequential(*network.children())",
         (
+            # First: a shortcut's own tensors end like those of the stem, "5.0.downsample.0.weight".
+            (r"(?P<stage>[4-7])\.(?P<rest>\d+\.(?:conv|bn|downsample|se).+)", _children),
             (rf"0\.{_LEAF}", r"conv1.\g<leaf>"),
             (rf"1\.{_LEAF}", r"bn1.\g<leaf>"),
-            (r"(?P<stage>[4-7])\.(?P<rest>\d+\.(?:conv|bn|downsample|se).+)", _children),
         ),
     ),
     Scheme(

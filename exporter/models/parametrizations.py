@@ -14,7 +14,7 @@ def plain_weights(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tup
     """Return the tensors with one plain weight for each stored in parts, and a notice of what was put together.
 
     - `torch.nn.utils.prune`: weight_orig · weight_mask.
-    - `torch.nn.utils.weight_norm`, old and parametrized: g · v / ‖v‖ over all axes but the first.
+    - `torch.nn.utils.weight_norm`, old and parametrized: g · v / ‖v‖ over the axes where g has one number.
     - `torch.nn.utils.spectral_norm`, old and parametrized: weight / (uᵀ W v).
     """
     result = dict(tensors)
@@ -45,8 +45,12 @@ def _pruned(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    plain: Tensor = g * v / torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), keepdim=True)
-    return plain
+    # g has the length 1 along the axes that its norm is taken over; of dim=None it is a scalar.
+    axes = (
+        tuple(range(v.ndim)) if g.ndim == 0 else tuple(axis for axis in range(v.ndim) if g.shape[axis] == 1)
+    )
+    norm = torch.linalg.vector_norm(v, dim=axes, keepdim=True) if axes else v.abs()
+    return g * v / norm
 
 
 def _spectral(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -145,6 +145,11 @@ def _library(spec: ModelSpec, folder: HubFolder | None) -> Resolved:
     notices: tuple[str, ...] = ()
     if spec.weights is not None:
         path = Path(spec.weights)
+        if not path.exists():
+            raise CheckpointError(
+                f"there is no checkpoint {spec.weights}; give a file, or a repository of the hub, which has timm's "
+                f"own weights: --weights hf:timm/{name}"
+            )
         before = file_state(path)
         weights = weights_info(path, sha256_of(path), folder)
         tensors, beside, notices, _ = read_weights(path, spec)

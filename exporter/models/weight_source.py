@@ -110,6 +110,8 @@ def _refuse_address(text: str) -> None:
         )
     if re.match(r"hf([-_]hub)?:", text):
         name = text.partition(":")[2]
+        if "/" not in name:
+            raise RequestError(f"{text} names no repository of the Hugging Face hub; give hf:OWNER/NAME")
         raise RequestError(f"{text} is a name in the Hugging Face hub; give it as hf:{name} to fetch it")
     if re.fullmatch(r"[\w-]+/[\w.-]+", text) and Path(text).suffix not in (
         ".pth",
