@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from resnet_export.calibration.improve.blas import one_blas_thread
 from resnet_export.calibration.improve.channel_scaling import group_count
 from resnet_export.calibration.observe.activations import activations, in_fours
+from resnet_export.calibration.observe.cpu_session import cpu_threads
+from resnet_export.calibration.observe.in_threads import in_threads
 from resnet_export.calibration.quantize.topology import Layer, Topology
 from resnet_export.runtime.errors import DatasetError
 from resnet_export.runtime.progress import Progress, silent
@@ -96,8 +100,10 @@ def input_moments(
         seen = 0
         inputs = progress(in_fours(batches()), title)
         for found in activations(model, inputs, tensors, threads=threads):
-            for counter in counters:
-                counter.count(found[counter.layer.input], seen)
+            count = partial(_Counter.count, found=found, first=seen)
+            with one_blas_thread():
+                for _ in in_threads(count, counters, threads or cpu_threads()):
+                    pass
             seen += len(found[tensors[0]])
         if not seen:
             raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
@@ -192,8 +198,8 @@ class _Counter:
         self._waiting: list[Floats] = []
         self._count = 0
 
-    def count(self, values: NDArray[np.float32], first: int) -> None:
-        """Add a batch of the layer's input; `first` is the number of images before it."""
+    def count(self, found: Mapping[str, NDArray[np.float32]], first: int) -> None:
+        """Add a batch, in which `found` is the layer's input by name; `first` is the number of images before it."""
 
         def choose(index: int, positions: int) -> NDArray[np.intp]:
             # Seeded by image and layer, so that the sample does not depend on how images are batched.
@@ -201,7 +207,7 @@ class _Counter:
             chosen: NDArray[np.intp] = rng.choice(positions, min(self._per_image, positions), replace=False)
             return chosen
 
-        self._waiting.append(patches(self.layer, values, self._kernel, choose))
+        self._waiting.append(patches(self.layer, found[self.layer.input], self._kernel, choose))
         if sum(map(len, self._waiting)) >= _ROWS:
             self._add()
 

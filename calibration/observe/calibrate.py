@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import queue
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,6 +17,7 @@ from resnet_export.calibration.observe.activations import observed_graph
 from resnet_export.calibration.observe.cpu_session import CpuSession, cpu_threads
 from resnet_export.calibration.observe.fingerprint import add_hashes, graph_hash, image_hash
 from resnet_export.calibration.observe.histogram import Observer, TensorStats
+from resnet_export.calibration.observe.in_threads import in_threads
 from resnet_export.calibration.observe.methods import Method
 from resnet_export.calibration.quantize.placement import tensors_to_observe
 from resnet_export.calibration.quantize.topology import Topology
@@ -155,19 +154,7 @@ def observe_graph(
         finally:  # or the next image would wait for it for ever
             idle.put(counter)
 
-    with ThreadPoolExecutor(workers, "calibrate") as pool:
-        pending: deque[Future[Any]] = deque()
-        looks = []
-        try:
-            for image in progress(_single(batches), "Calibrating", total):
-                pending.append(pool.submit(count, image))
-                if len(pending) > workers:
-                    looks.append(pending.popleft().result())
-            while pending:
-                looks.append(pending.popleft().result())
-        finally:
-            for future in pending:
-                future.cancel()
+    looks = list(in_threads(count, progress(_single(batches), "Calibrating", total), workers))
     if not looks:
         raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
     first, *others = (counter.observation() for counter in counters)

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from resnet_export.calibration.data.photos import Photos
+from resnet_export.calibration.observe.cpu_session import cpu_threads
 from resnet_export.calibration.search.trial_session import open_trial
 from resnet_export.runtime.bundle.schema import Activation, TargetName
 from resnet_export.runtime.errors import DatasetError, ExportError
@@ -122,7 +123,7 @@ class Evaluator:
 
         Raises ExportError when a logit is infinite or NaN.
         """
-        self.run, self._threads = run, threads
+        self.run, self.threads = run, threads or cpu_threads()
         self.limits = limits or Limits()
         self.labels, self.logits = run.photos.labels, run.logits
         if not np.isfinite(self.logits).all():
@@ -134,9 +135,14 @@ class Evaluator:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def __call__(self, graph: onnx.ModelProto, target: TargetName | None = None) -> Validation:
-        """Run a trial graph, laid out for `target` (None: a float graph), over the images and compare it."""
-        logits = _run(graph, target, self.images(), self._threads)
+    def __call__(
+        self, graph: onnx.ModelProto, target: TargetName | None = None, *, threads: int | None = None
+    ) -> Validation:
+        """Run a trial graph, laid out for `target` (None: a float graph), over the images and compare it.
+
+        `threads` are for this graph, where several run at once; None means all of the evaluator's.
+        """
+        logits = _run(graph, target, self.images(), threads or self.threads)
         figures = Metrics.of(self.logits, logits, self._near_tie, self.limits.activation).result()
         drop = None
         if self.labels is not None:

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.calibration.improve import equalization as equalizing
 from resnet_export.calibration.improve.bias_correction import bias_correction
+from resnet_export.calibration.improve.blas import one_blas_thread
 from resnet_export.calibration.improve.channel_scaling import by_input
 from resnet_export.calibration.improve.input_moments import Moments, input_moments
 from resnet_export.calibration.improve.weight_rounding import round_weight
 from resnet_export.calibration.observe.calibrate import Observation, observe_graph
+from resnet_export.calibration.observe.cpu_session import cpu_threads
+from resnet_export.calibration.observe.in_threads import in_threads
 from resnet_export.calibration.observe.methods import BY_IMAGE, METHODS, Method
 from resnet_export.calibration.observe.table import CalibrationTable, Factors
 from resnet_export.calibration.quantize.grid import QuantizedWeight, quantize_weight
@@ -101,10 +104,14 @@ def validate(
     candidate: Candidate, evaluator: Evaluator, title: str, progress: Progress, method: Method | None = None
 ) -> dict[TargetName, Validation]:
     """Return how the graphs of all targets do, with ranges by `method` (None: the plan's)."""
-    return {
-        target: evaluator(candidate.graph(target, method=method), target)
-        for target in progress(TARGETS, title, len(TARGETS))
-    }
+    share = max(1, evaluator.threads // len(TARGETS))
+
+    def tried(target: TargetName) -> Validation:
+        return evaluator(candidate.graph(target, method=method), target, threads=share)
+
+    # Emitting and opening a graph takes one thread, and as long as to run it.
+    found = in_threads(tried, TARGETS, min(len(TARGETS), evaluator.threads))
+    return dict(zip(TARGETS, progress(found, title, len(TARGETS)), strict=True))
 
 
 def mean_decibels(found: Mapping[TargetName, Validation]) -> float:
@@ -242,6 +249,16 @@ def _logits(observation: Observation) -> NDArray[np.float32]:
     return np.concatenate([one.logits for one in observation.looks])
 
 
+@dataclass(frozen=True, eq=False)
+class _Rounded:
+    """A layer's weight with its integers chosen, and what corrects its bias for the nearest ones and for these."""
+
+    layer: QuantizedLayer
+    weight: QuantizedWeight
+    nearest_shift: NDArray[np.float32] | None
+    shift: NDArray[np.float32] | None
+
+
 def round_weights(
     before: Candidate,
     setup: TrialSetup,
@@ -259,37 +276,45 @@ def round_weights(
     topology = Topology(before.model)
     names = [layer.name for layer in topology.layers]
     shares = multiply_add_shares(before.model, topology)
-    layers: list[QuantizedLayer] = []
-    overflowing: list[str] = []
-    weights: dict[str, QuantizedWeight] = {}
-    corrections: dict[str, NDArray[np.float32]] = {}
-    nearest_corrections: dict[str, NDArray[np.float32]] = {}
     moments = input_moments(before.model, names, sample.inputs, images=len(sample), threads=setup.threads)
-    for layer, found in setup.progress(moments, "Rounding weights", len(names)):
+
+    def rounded(given: tuple[Layer, tuple[Moments, ...]]) -> _Rounded | str:
+        layer, found = given
         if not all(one.finite for one in found):
-            overflowing.append(layer.name)
-            continue
+            return layer.name
         weight = topology.constant(layer.weight)
-        nearest = quantize_weight(weight, layer.axis)
-        if layer.bias_input is not None:
-            nearest_corrections[layer.name] = bias_correction(layer, weight, nearest, found)
-        chosen = nearest
+        nearest = chosen = quantize_weight(weight, layer.axis)
         corrected = correct_bias and layer.bias_input is not None
         if round_weights:
             chosen = round_weight(layer, weight, found, centered=corrected)
-            weights[layer.name] = chosen
-            if corrected:
-                corrections[layer.name] = bias_correction(layer, weight, chosen, found)
-        layers.append(
-            QuantizedLayer(
-                layer=layer.name,
-                operator=layer.node.op_type,
-                multiply_adds=shares[layer.name],
-                nearest_db=_output_decibels(layer, weight, nearest, found),
-                rounded_db=_output_decibels(layer, weight, chosen, found),
-                excluded={},
+        nearest_shift, shift = (
+            None if layer.bias_input is None else bias_correction(layer, weight, one, found)
+            for one in (nearest, chosen)
+        )
+        described = QuantizedLayer(
+            layer=layer.name,
+            operator=layer.node.op_type,
+            multiply_adds=shares[layer.name],
+            nearest_db=_output_decibels(layer, weight, nearest, found),
+            rounded_db=_output_decibels(layer, weight, chosen, found),
+            excluded={},
+        )
+        return _Rounded(described, chosen, nearest_shift, shift)
+
+    with one_blas_thread():
+        done = list(
+            setup.progress(
+                in_threads(rounded, moments, setup.threads or cpu_threads()), "Rounding weights", len(names)
             )
         )
+    overflowing = [one for one in done if isinstance(one, str)]
+    rows = [one for one in done if not isinstance(one, str)]
+    layers = [one.layer for one in rows]
+    nearest_corrections = {
+        one.layer.layer: one.nearest_shift for one in rows if one.nearest_shift is not None
+    }
+    weights = {one.layer.layer: one.weight for one in rows}
+    corrections = {one.layer.layer: one.shift for one in rows if one.shift is not None}
     best, steps = before, []
     if without is None:
         without = validate(before, setup.evaluator, "Evaluating nearest rounding", setup.progress, method)
