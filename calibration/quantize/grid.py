@@ -37,14 +37,6 @@ class Grid:
     def dtype(self) -> type[np.int8] | type[np.uint8]:
         return np.int8 if self.signed else np.uint8
 
-    def round_trip(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return what is left of `values` (float32, any shape) after QuantizeLinear and DequantizeLinear."""
-        limits = np.iinfo(self.dtype)
-        with np.errstate(over="ignore"):  # what is infinitely many steps away is clipped like the rest
-            integers = np.rint(values / np.float32(self.scale)) + np.float32(self.zero_point)
-        kept = np.clip(integers, limits.min, limits.max) - np.float32(self.zero_point)
-        return np.asarray(kept * np.float32(self.scale), np.float32)
-
 
 def symmetric_grid(limits: Range) -> Grid:
     """Return the int8 grid on which ±`amax` is ±127."""

@@ -27,6 +27,7 @@ from resnet_export.calibration.quantize.qdq import emit, origins, quantize
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import ExportError, RequestError
+from tests.grids import round_trip
 from tests.residual_net import CLASSES, images, residual_net, with_weight
 
 LAYERS = ["stem", "a.conv1", "a.conv2", "b.conv1", "b.conv2", "b.down", "fc"]
@@ -462,7 +463,7 @@ def test_each_layer_computes_with_the_rounded_input_and_the_rounded_weight(
     rounded = with_weight(
         model, "stem.weight", quantize_weight(Topology(model).constant("stem.weight"), stem.axis).real()
     )
-    (_, expected) = run(with_output(rounded, "stem.out"), symmetric_grid(ranges["input"]).round_trip(batch))
+    (_, expected) = run(with_output(rounded, "stem.out"), round_trip(symmetric_grid(ranges["input"]), batch))
     (_, found) = run(with_output(tensorrt.model, "stem.out"), batch)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
