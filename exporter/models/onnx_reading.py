@@ -17,6 +17,7 @@ __all__ = ["read_onnx"]
 
 _STANDARD = ("", "ai.onnx")
 _OLDEST = 7  # what ONNX Runtime still runs
+_WEIGHTS_APART = 4  # the IR version from which on weights need not be inputs
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
 
 
@@ -131,6 +132,7 @@ def _inlined(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         graph = ir.serde.deserialize_model(model)
         InlinePass()(graph)
         RemoveInitializersFromInputsPass()(graph)
+        graph.ir_version = max(graph.ir_version, _WEIGHTS_APART)  # older readers would look for them there
         return ir.serde.serialize_model(graph)
     except Exception as error:  # the file is of any origin
         raise RequestError(

@@ -108,6 +108,19 @@ def test_a_file_of_any_operator_set_computes_the_same(tmp_path: Path, opset: int
     )
 
 
+@pytest.mark.parametrize("opset", [7, 8, 13])
+def test_weights_that_are_inputs_as_before_ir_version_4_are_weights(tmp_path: Path, opset: int) -> None:
+    model = classifier(opset=opset)
+    expected = loaded(saved(model, tmp_path)).module.runner()(images())["logits"]
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model.ir_version = 3
+    net = loaded(saved(model, tmp_path))
+    assert np.array_equal(net.module.runner()(images())["logits"], expected)
+    graph = CpuSession(net.module.graph.model.SerializeToString())
+    np.testing.assert_allclose(graph.run(images())[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_images_with_channels_last_are_turned(tmp_path: Path) -> None:
     model = classifier(shape=("N", 24, 40, 3))
     net = loaded(saved(model, tmp_path))
