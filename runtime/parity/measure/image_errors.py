@@ -22,27 +22,34 @@ FAR = 0.5
 EVEN = 0.25
 """The spread below which a handful of images owns the energy: its variance is above three times its squared mean."""
 
+BEYOND = 4.0
+"""How many times the median an image's error counts at most. Those of healthy networks stay within."""
+
 USUAL = 4.0
 """How many times the median energy an image may have where a handful owns the energy: logits twice as large."""
 
 WORST = 10
 """Images that are named."""
 
+_INFINITE = 0x7F80  # its bin
 _BITS = 16  # of a float32 that a bin leaves away: sign, exponent and 7 bits of the mantissa remain
 
 
 class ImageErrors(Struct, frozen=True):
     """What single images lose.
 
-    An image's error is ‖a−b‖/‖b‖ over its own logits, 0 where they are equal, infinite where it has none;
-    its divergence is KL(softmax b ‖ softmax a) in nats. Half of the images stay within `median_error`, 90 % within
-    `p90_error` and `p90_divergence`: known to 0.4 %, and None where infinite. `far` counts the images with an error
+    An image's error is ‖a−b‖/‖b‖ over its own logits, 0 where they are equal, infinite where it has none; its
+    divergence is KL(softmax b ‖ softmax a) in nats. Half of the images stay within `median_error`, 90 % within
+    `p90_error` and `p90_divergence`: known to 0.4 %, None where infinite. `typical_error` is the root mean square,
+    errors beyond `BEYOND` times the median being counted at that (bounded influence; Huber 1964): on few images as
+    steady as a mean, and moved no more than so far by a handful that is lost. `far` counts the images with an error
     above `FAR`, those that are not finite included.
 
     `spread` is (Σe)² / (N·Σe²) over the energies e = ‖b‖² of the reference's N images: 1 when all have the same, 1/N
     when one has it all; None when there is none.
     """
 
+    typical_error: float | None
     median_error: float | None
     p90_error: float | None
     p90_divergence: float | None
@@ -56,10 +63,8 @@ class ImageErrors(Struct, frozen=True):
 
     @property
     def noise(self) -> float:
-        """The figure that graphs are compared by: the median error times the 90 % quantile, so of a squared error."""
-        if self.median_error is None or self.p90_error is None:
-            return math.inf
-        return self.median_error * self.p90_error
+        """The figure that graphs are compared by: the square of the typical error, infinite where that is."""
+        return math.inf if self.typical_error is None else self.typical_error**2
 
 
 def spread(total: float, squares: float, images: int) -> float | None:
@@ -103,10 +108,24 @@ class Sketch:
     def within(self, share: float) -> float | None:
         """Return the least size that this share of the values stays within, None where that is infinite."""
         total = int(self.counts.sum())
-        place = int(np.searchsorted(np.cumsum(self.counts), math.ceil(share * total - 1e-9)))
-        middle = 0 if self.bins[place] == 0 else (1 << _BITS) // 2  # equal logits have no error at all
-        size = float(((self.bins[place : place + 1] << _BITS) + middle).astype(np.uint32).view(np.float32)[0])
+        size = float(self._sizes()[np.searchsorted(np.cumsum(self.counts), math.ceil(share * total - 1e-9))])
         return size if math.isfinite(size) else None
+
+    def typical(self) -> float | None:
+        """Return the root mean square, sizes beyond `BEYOND` medians counted at that (where it is 0, beyond 1 at 1).
+
+        None where the median is infinite.
+        """
+        median = self.within(0.5)
+        if median is None:
+            return None
+        sizes = np.minimum(self._sizes(), BEYOND * median or 1.0)
+        return math.sqrt(float((self.counts * np.square(sizes)).sum()) / int(self.counts.sum()))
+
+    def _sizes(self) -> NDArray[np.float64]:
+        """The middle of each bin; 0 and infinity have bins of their own."""
+        middle = np.where((self.bins == 0) | (self.bins == _INFINITE), 0, (1 << _BITS) // 2)
+        return ((self.bins << _BITS) + middle).astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def image_errors(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -301,6 +301,7 @@ class Metrics:
             reference_classes=int(self.seen_b.sum()),
             candidate_classes=int(self.seen_a.sum()),
             by_image=ImageErrors(
+                typical_error=self.errors.typical(),
                 median_error=self.errors.within(0.5),
                 p90_error=self.errors.within(0.9),
                 p90_divergence=self.divergences.within(0.9),

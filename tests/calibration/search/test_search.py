@@ -211,7 +211,7 @@ def test_auto_serves_the_many_and_names_the_handful_that_owns_the_energy() -> No
         assert lost.by_image.far == 4
         assert {image.index for image in lost.worst[:4]} == {32, 96, 160, 224}
         assert "relative error ≤" not in verdict.limit
-        assert "median error of an image ≤ 0.08" in verdict.limit
+        assert "median error of an image ≤ 0.064" in verdict.limit
 
 
 def test_auto_leaves_a_method_that_collapses_on_all_images_for_one_that_holds() -> None:

@@ -14,7 +14,7 @@ from resnet_export.runtime.parity.measure.image_errors import Sketch, image_erro
 from resnet_export.runtime.parity.measure.metrics import Metrics
 from tests.runtime.parity.measure.test_comparison import rows
 
-sizes = st.lists(st.floats(0, 1e30, allow_subnormal=False), min_size=1, max_size=60)
+sizes = st.lists(st.just(0.0) | st.floats(1e-30, 1e30), min_size=1, max_size=60)
 
 
 @given(sizes, st.sampled_from([0.1, 0.5, 0.9, 1.0]))
@@ -65,7 +65,7 @@ def test_an_image_without_logits_is_lost_unless_nothing_is_added_to_it() -> None
     assert list(image_errors(b, a)) == [0, math.inf, 0, math.inf]
     found = Metrics.of(b, a).result().by_image
     assert (found.median_error, found.p90_error, found.far) == (0, None, 2)
-    assert math.isinf(found.noise)
+    assert found.noise == pytest.approx(0.5)  # an image that is lost keeps nothing, where most have no error
 
 
 def test_the_ten_worst_images_are_named_with_their_predictions_however_they_come_in_batches() -> None:
@@ -83,3 +83,18 @@ def test_the_ten_worst_images_are_named_with_their_predictions_however_they_come
     assert len(whole) == 10
     parts = compare_all(lambda part: b[part], {"a": lambda part: a[part]}, rows(b, [7, 13, 40], labels))["a"]
     assert [image.index for image in parts.worst] == [image.index for image in whole]  # type: ignore[union-attr]
+
+
+@given(sizes)
+def test_the_typical_error_is_the_root_mean_square_with_the_tail_counted_at_four_medians(
+    values: list[float],
+) -> None:
+    errors = np.array(values)
+    most = 4 * np.quantile(errors, 0.5, method="inverted_cdf") or 1.0
+    expected = math.sqrt(np.mean(np.square(np.minimum(errors, most))))
+    assert Sketch.of(errors).typical() == pytest.approx(expected, rel=0.01, abs=1e-37)
+
+
+def test_lost_images_count_at_four_medians_unless_half_of_them_are_lost() -> None:
+    assert Sketch.of(np.array([1.0] * 8 + [math.inf] * 2)).typical() == pytest.approx(2, rel=0.004)
+    assert Sketch.of(np.array([1.0] + [math.inf] * 2)).typical() is None
