@@ -155,7 +155,7 @@ class _Graph:
         """Return the maps by name, "c2" to "c5" as far as there are some."""
         height, width = self.shapes[self._source][2:]
         levels: dict[int, str] = {}
-        level = 0
+        level, sides = 0, (height, width)
         for node, tensor in self._bottlenecks():
             shape = self.shapes[tensor]
             if (
@@ -167,9 +167,12 @@ class _Graph:
             if len(shape) != 4 or not all(shape[1:]):
                 continue
             # With its channels in another place, or cut into patches at once, it is no map of the pyramid.
-            found, across = round(math.log2(height / shape[2])), round(math.log2(width / shape[3]))
-            if found == across and level <= found <= level + _STEP:
-                level = found
+            halvings = {
+                round(math.log2(before / after)) for before, after in zip(sides, shape[2:], strict=True)
+            }
+            if len(halvings) == 1 and 0 <= max(halvings) <= _STEP:
+                level += max(halvings)
+                sides = shape[2:]
                 levels[level] = tensor
         maps = {f"c{level}": levels[level] for level in _LEVELS if level in levels}
         if len(levels) < 2 or not maps:

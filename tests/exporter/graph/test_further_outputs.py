@@ -89,6 +89,17 @@ def test_outputs_of_a_resnet_are_what_its_stages_and_its_classifier_pass_on(row:
         np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [33, 40, 50])
+def test_sides_that_do_not_divide_by_32_have_the_same_stages(side: int) -> None:
+    torch.manual_seed(0)
+    network = build(ZOO["resnet18"], 7, 3).eval()
+    found = run(add_outputs(exported(network, side), FurtherOutputs(features=True)), images(side))
+    expected = hooked(network, {f"c{stage + 1}": f"layer{stage}" for stage in range(1, 5)}, images(side))
+    assert list(found) == ["logits", *expected]
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-4 * np.abs(values).max())
+
+
 class Patches(nn.Module):
     """A network that cuts the image into patches of 16 pixels at once."""
 
