@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,30 +87,28 @@ class _Url:
 class _Server:
     """One server, over either protocol. What goes wrong is a RequestError until a model was found, a BackendError then.
 
-    Connections are the thread's own: HTTP ones may not be shared.
+    Belongs to the thread that made it, as HTTP connections do.
     """
 
     def __init__(self, url: _Url) -> None:
         self.url = url
         self._module = _module(url.protocol)
-        self._connections = threading.local()
-        self._opened: list[Any] = []
-
-    @property
-    def connection(self) -> Any:
-        """This thread's connection."""
-        found = getattr(self._connections, "found", None)
-        if found is None:
-            options = {"ssl": True} if self.url.secure else {}
-            found = self._module.InferenceServerClient(self.url.address, **options)
-            self._connections.found = found
-            self._opened.append(found)
-        return found
+        options: dict[str, Any] = {"ssl": True} if url.secure else {}
+        if url.protocol == "http":
+            options["concurrency"] = _CLIENTS
+        self.connection: Any = self._module.InferenceServerClient(url.address, **options)
+        # gRPC may be used by several threads; HTTP has requests under way in one.
+        self._pool = ThreadPoolExecutor(_CLIENTS, "resnet-export-infer") if url.protocol == "grpc" else None
 
     def close(self) -> None:
-        for one in self._opened:
+        """End the connections. Twice is harmless."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        # Dropped here as well: an HTTP connection ends in the thread that it belongs to.
+        connection, self.connection = self.connection, None
+        if connection is not None:
             with suppress(Exception):  # it may be broken; nothing waits for it
-                one.close()
+                connection.close()
 
     def ask(self, call: Callable[[Any], T], kind: type[ResnetExportError] = RequestError) -> T:
         """Return `call(connection)`; raises `kind` with the server's reason."""
@@ -159,14 +156,20 @@ class _Server:
             max_batch=int(config.get("max_batch_size", 0)) or 1,
         )
 
-    def infer(self, model: _Model, inputs: dict[str, NDArray[Any]], outputs: Iterable[str]) -> Any:
-        """Return the answer; tritonclient's exceptions pass."""
-        return self.connection.infer(
-            model.name,
-            [self.tensor(name, model.inputs[name][0], value) for name, value in inputs.items()],
-            model_version=model.version,
-            outputs=[self.output(name) for name in outputs],
-        )
+    def send(
+        self, model: _Model, inputs: dict[str, NDArray[Any]], outputs: Iterable[str]
+    ) -> Callable[[], Any]:
+        """Send a request, and return what waits for its answer; tritonclient's exceptions pass."""
+        arguments: dict[str, Any] = {
+            "model_name": model.name,
+            "inputs": [self.tensor(name, model.inputs[name][0], value) for name, value in inputs.items()],
+            "model_version": model.version,
+            "outputs": [self.output(name) for name in outputs],
+        }
+        if self._pool is not None:
+            return self._pool.submit(self.connection.infer, **arguments).result
+        get_result: Callable[[], Any] = self.connection.async_infer(**arguments).get_result
+        return get_result
 
     def tensor(self, name: str, dtype: str, value: NDArray[Any]) -> Any:
         tensor = self._module.InferInput(name, [*value.shape], dtype)
@@ -423,21 +426,20 @@ class Ensemble:
                 f"the model {self.model.name} returns {self.top} labels, {top} were asked for; give --top "
                 f"{self.top}, or write the repository with more"
             )
-        with ThreadPoolExecutor(_CLIENTS, "resnet-export-infer") as pool:
-            waiting: deque[Future[list[Prediction] | ImageError]] = deque()
+        waiting: deque[Callable[[], list[Prediction] | ImageError]] = deque()
 
-            def next_result() -> list[Prediction] | ResnetExportError:
-                found = waiting.popleft().result()
-                if isinstance(found, ImageError) and on_error == "raise":
-                    raise found
-                return found
+        def next_result() -> list[Prediction] | ResnetExportError:
+            found = waiting.popleft()()
+            if isinstance(found, ImageError) and on_error == "raise":
+                raise found
+            return found
 
-            for image in images:
-                waiting.append(pool.submit(self._classify, image, top))
-                if len(waiting) > 2 * _CLIENTS:
-                    yield next_result()
-            while waiting:
+        for image in images:
+            waiting.append(self._classify(image, top))
+            if len(waiting) >= _CLIENTS:
                 yield next_result()
+        while waiting:
+            yield next_result()
 
     def close(self) -> None:
         """End the connections. Twice is harmless."""
@@ -449,26 +451,32 @@ class Ensemble:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _classify(self, image: Any, top: int) -> list[Prediction] | ImageError:
+    def _classify(self, image: Any, top: int) -> Callable[[], list[Prediction] | ImageError]:
+        """Send one image, and return what waits for its labels."""
         name = repr(os.fspath(image)) if isinstance(image, str | os.PathLike) else "the image"
         try:
             data = Path(image).read_bytes() if isinstance(image, str | os.PathLike) else bytes(image)
         except OSError as error:
-            return ImageError(f"{name} cannot be read ({error.strerror})")
-        try:
-            answer = self.server.infer(
-                self.model, {"image": np.array([[data]], np.object_)}, sorted(_ENSEMBLE_OUTPUTS)
-            )
-        except Exception as error:  # sockets, gevent, gRPC and tritonclient have no common root
-            said = re.search(r"\bimage 0 (.*)", _reason(error))
-            if said is not None:
-                return ImageError(f"{name} {said[1]}")
-            raise BackendError(f"the server {self.server.url} failed ({_reason(error)})") from error
-        rows = zip(*(answer.as_numpy(one)[0] for one in ("index", "label", "probability")), strict=True)
-        return [
-            Prediction(index=int(index), label=label.decode(), probability=float(probability))
-            for index, label, probability in list(rows)[:top]
-        ]
+            failed = ImageError(f"{name} cannot be read ({error.strerror})")
+            return lambda: failed
+        inputs = {"image": np.array([[data]], np.object_)}
+        wait = self.server.send(self.model, inputs, sorted(_ENSEMBLE_OUTPUTS))
+
+        def labels() -> list[Prediction] | ImageError:
+            try:
+                answer = wait()
+            except Exception as error:  # sockets, gevent, gRPC and tritonclient have no common root
+                said = re.search(r"\bimage 0 (.*)", _reason(error))
+                if said is not None:
+                    return ImageError(f"{name} {said[1]}")
+                raise BackendError(f"the server {self.server.url} failed ({_reason(error)})") from error
+            rows = zip(*(answer.as_numpy(one)[0] for one in ("index", "label", "probability")), strict=True)
+            return [
+                Prediction(index=int(index), label=label.decode(), probability=float(probability))
+                for index, label, probability in list(rows)[:top]
+            ]
+
+        return labels
 
 
 def open_ensemble(url: str) -> Ensemble:
@@ -476,21 +484,30 @@ def open_ensemble(url: str) -> Ensemble:
 
     Raises RequestError: the server does not answer, or has no such model, or several.
     """
-    where = _Url.parse(url)
-    server = _Server(where)
+    server = _Server(_Url.parse(url))
+    try:
+        model = _find_ensemble(server)
+    except BaseException:
+        server.close()
+        raise
+    served = ServedBy(
+        server=str(server.url), model=model.name, version=model.version, bundle_sha256=model.bundle
+    )
+    return Ensemble(server, model, served)
+
+
+def _find_ensemble(server: _Server) -> _Model:
+    where = server.url
     names = server.names() if where.model is None else [where.model]
     found = [model for model in map(server.model, names) if model.outputs.keys() >= _ENSEMBLE_OUTPUTS]
     found = [model for model in found if model.inputs.get("image", ("",))[0] == "BYTES"]
-    if len(found) != 1:
-        server.close()
-        what = "several models" if found else "no model"
-        raise RequestError(
-            f"the server {where} has {what} from image files to labels ({', '.join(m.name for m in found) or 'it has '}"
-            f"{'' if found else ', '.join(names) or 'none'}); name one as {where}/MODEL"
-        )
-    (model,) = found
-    served = ServedBy(server=str(where), model=model.name, version=model.version, bundle_sha256=model.bundle)
-    return Ensemble(server, model, served)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        what = f"has several models from image files to labels ({', '.join(model.name for model in found)})"
+    else:
+        what = f"has no model from image files to labels (it has {', '.join(names) or 'none'})"
+    raise RequestError(f"the server {where} {what}; name one as {where}/MODEL")
 
 
 def _module(protocol: str) -> Any:
