@@ -19,12 +19,19 @@ CONFIG = "export.toml"
 """The file of a bundle that holds the request it was made from."""
 
 _TABLES: Mapping[str, type[ModelSpec] | type[ExportSpec]] = {"model": ModelSpec, "export": ExportSpec}
+_REPEATED = frozenset(
+    one.name
+    for spec in _TABLES.values()
+    for one in dataclasses.fields(spec)
+    if one.metadata.get("repeated", False)
+)
 # What is said of a run, not of what comes out.
 _NOT_KEPT = frozenset({"force", "reuse"})
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the options that a file gives, by name, with the values that flags take: lists become `A,B`.
+    """Return the options that a file gives, by name, with the values that flags take: lists become `A,B`, those of a
+    repeated flag tuples.
 
     Raises RequestError for what cannot be read, and for a table or a name that is not known, with the nearest that is.
     """
@@ -46,7 +53,8 @@ def read_config(path: Path) -> dict[str, Any]:
         for name, value in values.items():
             if name.replace("-", "_") not in names:
                 raise RequestError(_unknown(path, f"an option of [{table}]", name, names))
-            options[name.replace("-", "_")] = _as_given(path, name, value)
+            option = name.replace("-", "_")
+            options[option] = _as_given(path, name, value, repeated=option in _REPEATED)
     return options
 
 
@@ -81,7 +89,9 @@ def _unknown(path: Path, what: str, name: str, known: Iterable[str]) -> str:
     return f"{path} has {name!r}, which is not {what}; {advice}"
 
 
-def _as_given(path: Path, name: str, value: object) -> object:
+def _as_given(path: Path, name: str, value: object, *, repeated: bool) -> object:
+    if repeated:
+        return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
     if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
         return ",".join(map(str, value))
     if isinstance(value, str | int | float | bool):

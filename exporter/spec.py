@@ -44,7 +44,7 @@ class ModelSpec:
     depth: int | None = None
     arch: str | None = None
     model: str | None = None
-    model_arg: tuple[str, ...] = ()
+    model_arg: tuple[str, ...] = field(default=(), metadata={"repeated": True})
     weights: str | None = None
     checkpoint_key: str | None = None
     key_map: Path | None = None

@@ -131,6 +131,8 @@ def _spec(name: str, **attributes: Any) -> Callable[[Command], Command]:
         attributes["show_default"] = True
     if isinstance(default, BatchRange):
         default = f"{default.min},{default.opt},{default.max}"
+    if field.metadata.get("repeated", False):
+        attributes["multiple"] = True
     choices = [hint for hint in (_HINTS[name], *get_args(_HINTS[name])) if get_origin(hint) is Literal]
     if choices and "type" not in attributes and "callback" not in attributes:
         attributes["type"] = click.Choice(get_args(choices[0]))
@@ -188,7 +190,6 @@ OPTIONS = [
     ),
     _spec(
         "model_arg",
-        multiple=True,
         metavar="KEY=VALUE",
         help="An argument of the factory; repeat it for more.",
     ),

@@ -24,6 +24,7 @@ PATHS = NAMES.map(Path)
 MODELS = st.builds(
     ModelSpec,
     depth=st.sampled_from([None, 18, 50]),
+    model_arg=st.sampled_from([(), ("width=8",), ("sizes=(1, 2)", "name=a,b")]),
     weights=st.none() | NAMES,
     num_classes=st.none() | st.integers(1, 30_000),
     labels=st.none() | PATHS,
@@ -138,7 +139,8 @@ def test_every_option_of_the_specs_can_be_in_a_file(tmp_path: Path) -> None:
             if field.metadata.get("option", True):
                 file = tmp_path / "one.toml"
                 file.write_text(f"[{table}]\n{field.name} = 'x'\n")
-                assert read_config(file) == {field.name: "x"}
+                repeated = field.metadata.get("repeated", False)
+                assert read_config(file) == {field.name: ("x",) if repeated else "x"}
 
 
 def test_the_nearest_command_is_named() -> None:
