@@ -7,7 +7,8 @@ what it declares, and divide by what it says: OpenVINO 2026.4 ends the process o
 1. It is self-contained: no external data, no subgraphs, functions, sparse or string tensors; only operators of ONNX's
    own domain, without control flow, sequences and text. Every constant holds exactly the data that its shape says.
 2. Attributes that engines divide by or allocate by (kernels, strides, dilations, pads, groups) are in range.
-3. No tensor whose shape can be told has more elements for one image than `_MAX_ELEMENTS`, or 64 times the image's.
+3. No tensor whose shape can be told has more elements for one image than `_MAX_ELEMENTS`, 64 times the image's, or
+   the largest constant in the file.
 
 The shapes are inferred by the rules of ONNX's operator specification for the operators in `_RULES`; past one that has
 no rule, or that depends on computed values, shapes are unknown and nothing is required of them.
@@ -161,7 +162,8 @@ def _check_model(model: Message, image: Sequence[int | str]) -> Mapping[str, _Va
     known: dict[str, _Value] = {"": _UNKNOWN}
     for tensor in graph.get("initializer", ()):
         known[_text(tensor, "name")] = _constant(tensor)
-    limit = _MAX_ELEMENTS
+    # What is dequantized of a weight is as large as the weight, whose data is in the file.
+    limit = max((_MAX_ELEMENTS, *(math.prod(one.shape or ()) for one in known.values())))
     for info in graph.get("input", ()):
         name = _text(info, "name")
         if name not in known:

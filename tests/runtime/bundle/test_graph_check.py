@@ -60,6 +60,23 @@ def test_the_graphs_of_bundles_pass(variant: Variant, uint8: bool) -> None:
     check_graph(tiny_bundle.graph(variant, uint8=uint8), "model.onnx")
 
 
+def test_a_dequantized_weight_may_be_as_large_as_the_weight_in_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first Gemm of a VGG-19 has 102,760,448 weights."""
+    monkeypatch.setattr("resnet_export.runtime.bundle.graph_check._MAX_ELEMENTS", 100)
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], "flatten"),
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["real"], "dequantize"),
+        helper.make_node("MatMul", ["flat", "real"], ["y"], "product"),
+    ]
+    weight = np.ones((12288, 100), np.int8)
+    check_graph(model(*nodes, w=weight, scale=np.float32(1.0)), "model.onnx")
+    larger = [*nodes[:2], helper.make_node("Tile", ["real", "twice"], ["y"], "tile")]
+    with pytest.raises(IntegrityError, match="tile"):
+        check_graph(model(*larger, w=weight, scale=np.float32(1.0), twice=np.array([2, 1])), "model.onnx")
+
+
 @pytest.mark.parametrize("variant", [FP32, INT8_CPU], ids=lambda variant: variant.name)
 def test_the_reader_sees_what_onnx_sees(variant: Variant) -> None:
     data = tiny_bundle.graph(variant)
