@@ -2,7 +2,7 @@
 #   python -m build --wheel && docker build -f docker/edge.Dockerfile -t resnet-export-edge .
 #   docker run --rm -v $PWD/resnet50:/bundle:ro -v $PWD/photos:/photos:ro resnet-export-edge infer /bundle /photos
 FROM python:3.11-slim
-COPY constraints.txt dist/*.whl /tmp/
+COPY exporter/data/constraints.txt dist/*.whl /tmp/
 RUN python -m venv /opt/resnet-export \
     && /opt/resnet-export/bin/pip install --no-cache-dir -c /tmp/constraints.txt "$(ls /tmp/*.whl)[cpu,openvino,verify]" \
     && rm /tmp/*.whl

@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "Check that a bundle is what a key or an identity signed.",
     "relabel": "Give the classes of a bundle other names.",
     "doctor": "Say what this host can export, build and run, and how to get the rest.",
+    "constraints": "Print the versions that this release was tested with, for pip.",
     "models": "List the architectures with parameters, operations and published accuracy.",
 }
 

@@ -58,6 +58,14 @@ def test_relabel_prints_the_new_names(folder: Path) -> None:
     assert printed("relabel", bundle, "--labels", folder / "labels.txt", "--json")["labels"] == names
 
 
+def test_constraints_are_those_of_the_repository() -> None:
+    file = Path(__file__).parents[3] / "constraints.txt"
+    assert CliRunner().invoke(cli, ["constraints"]).stdout == file.read_text()
+    pinned = printed("constraints", "--json")
+    assert pinned["torch"] == "2.13.0"
+    assert all(pinned.values())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_the_option(command: str) -> None:
     help_text = CliRunner().invoke(cli, [command, "--help"]).output
