@@ -18,20 +18,20 @@ import msgspec
 
 from resnet_export.runtime import errors
 from resnet_export.runtime.bundle.manifest import Manifest, encode_manifest
-from resnet_export.runtime.errors import BackendError, IntegrityError, RequestError, ResnetExportError
+from resnet_export.runtime.errors import BackendError, IntegrityError, RequestError
 from resnet_export.runtime.select.spec import SessionSpec
 
-__all__ = ["try_to_open"]
+__all__ = ["Told", "try_to_open"]
 
 SECONDS = 60.0
 # Besides the artifacts themselves: engines hold each a few times, and take 200 MB with an empty graph.
 MEGABYTES = 1000
 _COPIES = 8
 _POLL = 0.02
-_PROGRAM = "from resnet_export.runtime.trial import _main; _main()"
+_PROGRAM = "from resnet_export.runtime.trial_process import main; main()"
 
 
-class _Told(msgspec.Struct, frozen=True):
+class Told(msgspec.Struct, frozen=True):
     """What the process says: the manifest that it read, or the name and text of its error."""
 
     manifest: bytes = b""
@@ -59,7 +59,7 @@ def try_to_open(bundle: str | os.PathLike[str], manifest: Manifest, request: Ses
         raise IntegrityError(f"{os.fspath(bundle)} was replaced while it was tried; open it again")
 
 
-def _run(command: Sequence[str], given: bytes, doing: str, megabytes: int, seconds: float) -> _Told:
+def _run(command: Sequence[str], given: bytes, doing: str, megabytes: int, seconds: float) -> Told:
     """Run the process and return what it says. Raises BackendError when it is lost."""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -69,7 +69,7 @@ def _run(command: Sequence[str], given: bytes, doing: str, megabytes: int, secon
         finally:
             child.kill()
     try:
-        return msgspec.json.decode(output, type=_Told)
+        return msgspec.json.decode(output, type=Told)
     except msgspec.DecodeError as error:
         status = child.returncode
         why = signal.Signals(-status).name if status < 0 else f"status {status}"
@@ -105,25 +105,3 @@ def _resident(process: int) -> float:
     except (OSError, ValueError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _main() -> None:
-    """What the other process does."""
-    import numpy as np
-
-    from resnet_export.runtime.session import open_session
-
-    answer = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # native code may print
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=SessionSpec)
-    options: dict[str, Any] = {name: getattr(request, name) for name in request.__struct_fields__}
-    try:
-        with open_session(sys.argv[1], **options) as session:
-            spec = session.manifest.input
-            shape: Any = (1, *spec.shape[1:])
-            session.run(np.zeros(shape, spec.dtype))
-            told = _Told(manifest=encode_manifest(session.manifest))
-    except ResnetExportError as error:
-        told = _Told(error=type(error).__name__, text=str(error))
-    answer.write(msgspec.json.encode(told))
-    answer.flush()
