@@ -11,7 +11,7 @@ __all__ = ["terminal_width", "text_table", "wrapped"]
 
 _WIDEST = 160
 _IN_A_LOG = 120
-_LONG_WORD = 24
+_LONG_WORD = 18
 
 
 def terminal_width() -> int:
@@ -32,7 +32,7 @@ def wrapped(sentence: str, indent: str = "") -> str:
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, width: int | None = None) -> str:
     """Return a table of at most `width` columns (those of the terminal); longer cells wrap at words.
 
-    Words are cut only where they are longer than 24 characters. Markup in cells is text.
+    Words are cut only where they are longer than 18 characters. Markup in cells is text.
     """
     from rich import box
     from rich.cells import cell_len

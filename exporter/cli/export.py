@@ -42,7 +42,7 @@ def run(*, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, **option
     bundle, report = result.bundle, result.report
     notices = bundle.manifest.provenance.notices
     for notice in notices:
-        click.echo(f"Note: {notice}", err=True)
+        click.echo(wrapped(f"Note: {notice}", "  "), err=True)
     if as_json:
         click.echo(json.dumps(_summary(result), indent=2))
     elif quiet:
@@ -55,7 +55,7 @@ def run(*, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, **option
         # The notices stand on standard error already.
         notes = tuple(note for note in report.notes if note not in notices)
         click.echo(text.render(msgspec.structs.replace(report, notes=notes)))
-        click.echo(f"{bundle.path} holds {_contents(bundle)}; the report is {bundle.path / REPORT}")
+        click.echo(wrapped(f"{bundle.path} holds {_contents(bundle)}; the report is {bundle.path / REPORT}"))
     sys.exit(report.exit_code)
 
 

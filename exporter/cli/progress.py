@@ -1,9 +1,8 @@
-"""How far a command is, on standard error: bars in a terminal, in a log one line for each step that is done."""
+"""How far a command is, on standard error: bars in a terminal, in a log one line for each step."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -79,6 +78,9 @@ def _log(items: Iterable[T], description: str, total: int | None = None) -> Iter
         yield from items
         return
     for number, item in enumerate(items, 1):
-        start = time.monotonic()
+        # What is wrong with a request shows in the first step at the latest, and stands alone then.
+        if number > 1:
+            click.echo(f"step {number}/{total}: {item}", err=True)
         yield item
-        click.echo(f"step {number}/{total}: {item} ({time.monotonic() - start:.1f} s)", err=True)
+        if number == 1:
+            click.echo(f"step {number}/{total}: {item}", err=True)

@@ -171,6 +171,7 @@ def _open(sides: tuple[_Side, ...], name: str, stack: ExitStack) -> _Pair:
 def _run(pairs: list[_Pair], batches: Iterator[tuple[Batch, Batch]]) -> None:
     done = 0
     for crops in batches:
+        _check_labels(crops)
         for pair in pairs:
             if pair.error is None:
                 try:
@@ -183,6 +184,16 @@ def _run(pairs: list[_Pair], batches: Iterator[tuple[Batch, Batch]]) -> None:
                 pair.tally = part if pair.tally is None else pair.tally + part
                 pair.count += len(crops[0].images)
         done += len(crops[0].images)
+
+
+def _check_labels(crops: tuple[Batch, Batch]) -> None:
+    """Raise RequestError where the bundles take the labels of the same images for different classes."""
+    one, other = (batch.labels for batch in crops)
+    if one is not None and (other is None or not np.array_equal(one, other)):
+        raise RequestError(
+            "the bundles name their classes otherwise, so that a label of --data means one class in one and another "
+            "in the other; give both the same labels (resnet-export relabel), or images without labels"
+        )
 
 
 def _timed(pair: _Pair, side: int, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -267,6 +278,8 @@ def _facts(before: Manifest, after: Manifest) -> Iterator[str]:
 def _failures(changes: tuple[ArtifactChange, ...], max_drop: float) -> Iterator[str]:
     for change in changes:
         if change.comparison is None:
+            if change.megabytes[0] is not None and change.megabytes[1] is None:
+                yield f"{change.name} is gone"
             continue
         labeled = change.comparison.labeled
         agreement = 100 * change.comparison.figures.top1_agreement

@@ -20,7 +20,7 @@ from resnet_export.runtime.backends.routes import ROUTES
 from resnet_export.runtime.bundle.golden import EAGER, read_golden
 from resnet_export.runtime.bundle.manifest import read_manifest
 from resnet_export.runtime.errors import BundleError, NoBackendError, RequestError
-from resnet_export.runtime.parity.attribution.diagnosis import failing_stage, hint, suspects
+from resnet_export.runtime.parity.attribution.diagnosis import DATA, LABELS, failing_stage, hint, suspects
 from resnet_export.runtime.parity.attribution.layers import Layerwise, titled
 from resnet_export.runtime.parity.criteria.loosened import loosened
 from resnet_export.runtime.parity.criteria.tolerances import Tolerances, overrides_of
@@ -160,7 +160,7 @@ def run_parity(
             drift,
             stage,
             hint(stage, entries, drift, logits),
-            _cause(layerwise, stage),
+            _cause(entries, layerwise, stage),
         ),
         class_names=class_names(entries, manifest.labels),
         preprocessing=drift,
@@ -176,12 +176,19 @@ def run_parity(
     )
 
 
-def _cause(layerwise: tuple[Layerwise, ...], stage: str | None) -> str:
+def _cause(entries: tuple[Entry, ...], layerwise: tuple[Layerwise, ...], stage: str | None) -> str:
     """Return the most that is known of where a failure begins: a layer, else a stage, else nothing."""
     for found in layerwise:
         if found.first is not None:
             return f"layer {titled(found.first)} of {found.artifact}"
-    return "" if stage is None else f"stage {stage}"
+    if stage == LABELS and not any(
+        criterion.name == "labels_order" and not criterion.passed
+        for entry in entries
+        for check in entry.checks
+        for criterion in check.criteria
+    ):
+        return "labels, preprocessing or checkpoint"
+    return "" if stage is None else "too few images" if stage == DATA else f"stage {stage}"
 
 
 def _spec(

@@ -17,6 +17,7 @@ from resnet_export.runtime.parity.report.schema import Entry
 
 LABELS = "labels"
 CHECKPOINT = "checkpoint"
+DATA = "data"
 
 _LAST = 1000  # the backend comes after every recorded stage, however many an artifact has
 
@@ -34,7 +35,8 @@ def failing_stage(
     3. The earliest stage, in the order of the line, whose step by itself breaks its limits in an artifact that failed;
        an artifact that could not be opened or run, or that computes another thing in other batches or than was
        recorded, counts as `backend`.
-    4. `labels`, when nothing but the labels of validation images is wrong, or the accuracy of every run alike.
+    4. `data`, when the images are too few to tell, and nothing else is wrong; `labels`, when nothing but the labels
+       of validation images is wrong, or the accuracy of every run alike.
     5. The stage that has the largest share in the error of the first artifact that failed, where each step by itself
        is within its limits.
     """
@@ -46,7 +48,7 @@ def failing_stage(
     beside = _beside_artifacts(entries)
     wrong = [entry for entry in failed if _artifact_failed(entry, beside)]
     if not wrong:
-        return LABELS
+        return DATA if all(map(_undecided, itertools.chain.from_iterable(map(_broken, failed)))) else LABELS
     diverging = [found for entry in wrong for found in _divergence(entry)]
     if not varies and all(stage == BACKEND for _, stage in diverging):
         return CHECKPOINT
@@ -85,6 +87,8 @@ def hint(
         return f"so {advice(preprocessing)}"
     if stage == CHECKPOINT:
         return "since the network itself gives every golden image the same logits"
+    if stage == DATA:
+        return "which are too few for the limit that was asked for; give more images"
     if stage == LABELS and "checkpoint or labels" in _beside_artifacts(entries):
         return (
             "since every run is below the accuracy demanded; compare the labels, the preprocessing that the export was "
@@ -136,7 +140,7 @@ def _artifact_failed(entry: Entry, beside: frozenset[Cause]) -> bool:
         entry.error
         or entry.refusal
         or not entry.checks
-        or any(cause(criterion) not in beside for criterion in _broken(entry))
+        or any(cause(one) not in beside and not _undecided(one) for one in _broken(entry))
     )
 
 
@@ -146,6 +150,17 @@ def _criteria(entry: Entry) -> Iterator[Criterion]:
 
 def _broken(entry: Entry) -> Iterator[Criterion]:
     return (criterion for criterion in _criteria(entry) if not criterion.passed)
+
+
+def _undecided(criterion: Criterion) -> bool:
+    """Whether a limit was kept, and failed all the same, since the images are too few to tell (`strict`)."""
+    return (
+        not criterion.passed
+        and criterion.name == "max_drop"
+        and criterion.value is not None
+        and criterion.limit is not None
+        and criterion.value <= criterion.limit
+    )
 
 
 def _divergence(entry: Entry) -> Iterator[tuple[int, str]]:

@@ -32,7 +32,7 @@ def render(report: ParityReport) -> str:
     bundle = report.bundle
     lines = [f"Parity of {bundle.arch} ({bundle.num_classes} classes, {weights(report)})"]
     for title, checked in sections(report):
-        lines += ["", title, _table([row(entry, check) for entry, check in checked])]
+        lines += ["", wrapped(title), _table([row(entry, check) for entry, check in checked])]
     for title, items in details(report):
         if title == "Skipped":
             items = list(_skipped_in_brief(report))

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
+from PIL import Image
 
 from resnet_export.exporter.cli import cli
 from resnet_export.exporter.parity.compare import compare_bundles
@@ -132,3 +133,20 @@ def test_the_command_prints_a_table_writes_markdown_and_exits_with_the_verdict(
     result = CliRunner().invoke(cli, [*arguments, "--quiet"])
     assert result.stdout == ""
     assert "fp32 lost" in result.stderr
+
+
+def test_labels_that_mean_other_classes_in_the_other_bundle_are_refused(before: Path, tmp_path: Path) -> None:
+    other = parity_bundle.write(tmp_path / "other", [FP32], trained=True)
+    manifest = read_manifest(other)
+    swapped = msgspec.structs.replace(manifest, labels=tuple(reversed(manifest.labels)))
+    (other / MANIFEST_NAME).write_bytes(encode_manifest(swapped))
+    for index, crop in enumerate(parity_bundle.crops(len(manifest.labels))):
+        folder = tmp_path / "val" / manifest.labels[index]
+        folder.mkdir(parents=True)
+        Image.fromarray(crop).save(folder / "a.png")
+    with pytest.raises(RequestError, match="name their classes otherwise"):
+        compare_bundles(before, other, data=tmp_path / "val", max_drop=0.5)
+
+
+def test_an_artifact_that_is_gone_does_not_pass_a_budget(before: Path, after: Path) -> None:
+    assert "fp16 is gone" in compare_bundles(before, after, max_drop=100).failures

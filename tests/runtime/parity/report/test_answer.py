@@ -114,7 +114,9 @@ def test_a_drop_on_images_that_int8_was_fitted_to_says_so_unless_others_judged(
         centered_cosine=0.99,
         agreement=99.0,
         accuracy_drop=0.4,
-        by_image=ImageErrors(median_error=0.01, p90_error=0.1, p90_divergence=0.0, far=0, spread=1.0),
+        by_image=ImageErrors(
+            median_error=0.01, p90_error=0.1, p90_divergence=0.0, far=0, spread=1.0, typical_error=0.01
+        ),
         outside=(),
     )
     search = SearchReport(
@@ -147,3 +149,13 @@ def test_a_failure_begins_with_where_it_begins_and_names_the_classes_that_change
         for check in entry.checks:
             for flip in check.comparison.flips:
                 assert report.class_names[str(flip.reference)] == labels[flip.reference]
+
+
+def test_too_few_images_are_no_fault_of_an_artifact(bundle: Path) -> None:
+    images = parity_bundle.crops(40, seed=3)
+    labels = parity_bundle.logits(images).argmax(axis=1)
+    report = run_parity(
+        bundle, batches=[Batch(images, labels)], max_drop=3, strict=True, artifacts=["fp16"], threads=1
+    )
+    assert (report.exit_code, report.verdict.stage) == (1, "data")
+    assert report.verdict.headline.startswith("probable cause too few images; ")
