@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from resnet_export.exporter.bundle.manifest import _versions
+from resnet_export.exporter.bundle.manifest import maker_versions
 
 PACKAGES = ["resnet-export", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy", "pillow"]
 
@@ -30,17 +30,17 @@ def test_a_build_of_onnx_runtime_under_another_name_has_its_modules_version(
     import onnxruntime
 
     without(monkeypatch, "onnxruntime")
-    assert _versions()["onnxruntime"] == onnxruntime.__version__
+    assert maker_versions()["onnxruntime"] == onnxruntime.__version__
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_no_package_without_metadata_ends_an_export(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     without(monkeypatch, name)
-    assert set(PACKAGES) - {name} <= set(_versions())
+    assert set(PACKAGES) - {name} <= set(maker_versions())
 
 
 def test_a_package_that_tells_no_version_at_all_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, *PACKAGES)
     for module in ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy", "PIL", "resnet_export"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    assert _versions() == {}
+    assert maker_versions() == {}
