@@ -25,6 +25,7 @@ from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Topology
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.parity.measure.metrics import relative_error
+from tests.grids import round_trip
 from tests.layer_graphs import CASES, CHANNELS, CONSTANTS, Case, images
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -153,8 +154,8 @@ def test_a_row_of_the_operators_says_what_onnxs_reference_evaluator_computes(row
     if row.moves != 0:
         limits = Range(amax=2.0, low=-1.0, high=2.0)
         for grid in (symmetric_grid(limits), affine_grid(limits)):
-            rounded = [grid.round_trip(one) for one in operands]
+            rounded = [round_trip(grid, one) for one in operands]
             before = _computed(row, *rounded, *others[len(operands) - 1 :])
-            after = [grid.round_trip(one) for one in _computed(row, x, *others)]
+            after = [round_trip(grid, one) for one in _computed(row, x, *others)]
             for one, other in zip(before, after, strict=True):
                 np.testing.assert_array_equal(one, other)

@@ -168,7 +168,10 @@ def test_the_numbers_are_those_of_the_artifacts(browser: Browser, bundle: Path, 
         assert row[0] == "✕ failed"
         assert float(row[4]) == pytest.approx(error, rel=0.06)
         assert row[6].startswith(f"{agree} of 32, {100 * agree / 32:.1f} %")
-        assert "Failed: probable cause stage backend; 1 of 4 artifact runs outside tolerance" in page.inner_text("#verdict")
+        assert (
+            "Failed: probable cause stage backend; 1 of 4 artifact runs outside tolerance"
+            in page.inner_text("#verdict")
+        )
         assert page.locator("#runs tr.failed .mark").first.inner_text().startswith("✕")
     finally:
         page.close()
