@@ -31,7 +31,7 @@ def relabel(bundle: str | os.PathLike[str], labels: Path) -> Bundle:
     Raises what `read_labels` and `extending` raise.
     """
     path = Path(bundle)
-    names = read_labels(labels, read_manifest(path).model.num_classes)
+    names = read_labels(labels, len(read_manifest(path).labels))
     with extending(path) as stage:
         manifest = read_manifest(path)
         renamed: dict[str, Artifact] = {}
