@@ -67,7 +67,7 @@ def check_request(model: ModelSpec, spec: ExportSpec) -> None:
             )
         if spec.calib is None:
             raise RequestError(
-                "--max-drop is measured on images, and a table has none; give --val or --calib with a folder as well"
+                "--max-drop is measured on images, and a table has none; give --calib with a folder as well, or --val"
             )
     if spec.max_drop is not None and not 0 <= spec.max_drop <= 100:
         raise RequestError(f"max_drop is {spec.max_drop:g}, expected percentage points from 0 to 100")

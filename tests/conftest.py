@@ -23,6 +23,12 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output goes to a log, whatever the terminal that the suite was started from: sentences are one line each."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
     """torchvision, also beside a CPU build of torch: transforms and the classifiers of `torchvision.models` work."""

@@ -117,7 +117,9 @@ def test_badly_scaled_channels_export_as_well_as_the_healthy_network(lab: Lab, g
     ("name", "make"),
     [
         ("outliers", hard_networks.with_outliers),
-        ("tails", lambda network: hard_networks.with_hidden_weights(network, 100)),
+        pytest.param(
+            "tails", lambda network: hard_networks.with_hidden_weights(network, 100), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_outlier_channels_and_heavy_tails_cost_no_accuracy(
