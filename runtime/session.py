@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias, get_a
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_export.runtime.ahead import chunks, map_ahead
 from resnet_export.runtime.batching import BatchingSpec
 from resnet_export.runtime.bundle.manifest import LOGITS, Manifest, Preprocessing, read_manifest, read_stable
 from resnet_export.runtime.errors import ImageError, RequestError, ResnetExportError, SessionClosedError
-from resnet_export.runtime.image_stream import chunks, map_ahead
 from resnet_export.runtime.loaded_model import LoadedModel, Request, describe, load_model
 from resnet_export.runtime.precision import Precision
 from resnet_export.runtime.prediction import Prediction

@@ -10,9 +10,8 @@ import hashlib
 import os
 import stat
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.data.image_sources import Classes, Kind, Listing, list_images
 from resnet_export.runtime import preprocess
+from resnet_export.runtime.ahead import map_ahead
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import DatasetError, ImageError
 from resnet_export.runtime.parity.measure.comparison import Batch
@@ -180,18 +180,13 @@ class Dataset:
 
     def _crops(self) -> Iterator[NDArray[np.uint8] | ImageError]:
         """Yield each selected image's crop, or why there is none, in order, decoding ahead in threads."""
-        pending: deque[Future[NDArray[np.uint8] | ImageError]] = deque()
-        with ThreadPoolExecutor(self._workers, "decode") as pool:
-            try:
-                for name, image in zip(self.names, self._listing.read(self._selected), strict=True):
-                    pending.append(pool.submit(_crop, image, self.preprocessing, name))
-                    if len(pending) == 2 * self._workers:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:  # also when the caller stops early
-                for future in pending:
-                    future.cancel()
+
+        def crop(named: tuple[str, Path | NDArray[np.uint8]]) -> NDArray[np.uint8] | ImageError:
+            name, image = named
+            return _crop(image, self.preprocessing, name)
+
+        images = zip(self.names, self._listing.read(self._selected), strict=True)
+        yield from map_ahead(crop, images, ahead=2 * self._workers - 1, workers=self._workers)
 
 
 def open_dataset(

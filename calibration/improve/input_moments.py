@@ -24,8 +24,8 @@ from resnet_export.calibration.improve.blas import one_blas_thread
 from resnet_export.calibration.improve.channel_scaling import group_count
 from resnet_export.calibration.observe.activations import activations, in_fours
 from resnet_export.calibration.observe.cpu_session import cpu_threads
-from resnet_export.calibration.observe.in_threads import in_threads
 from resnet_export.calibration.quantize.topology import Layer, Topology
+from resnet_export.runtime.ahead import map_ahead
 from resnet_export.runtime.errors import DatasetError
 from resnet_export.runtime.progress import Progress, silent
 
@@ -97,12 +97,12 @@ def input_moments(
         counters = [_Counter(layer, topology, images) for layer in chosen]
         tensors = list(dict.fromkeys(layer.input for layer in chosen))
         title = f"Weighing inputs ({number} of {len(passes)})" if len(passes) > 1 else "Weighing inputs"
-        seen = 0
+        seen, workers = 0, threads or cpu_threads()
         inputs = progress(in_fours(batches()), title)
         for found in activations(model, inputs, tensors, threads=threads):
             count = partial(_Counter.count, found=found, first=seen)
             with one_blas_thread():
-                for _ in in_threads(count, counters, threads or cpu_threads()):
+                for _ in map_ahead(count, counters, ahead=workers, workers=workers):
                     pass
             seen += len(found[tensors[0]])
         if not seen:

@@ -17,10 +17,10 @@ from resnet_export.calibration.observe.activations import observed_graph
 from resnet_export.calibration.observe.cpu_session import CpuSession, cpu_threads
 from resnet_export.calibration.observe.fingerprint import add_hashes, graph_hash, image_hash
 from resnet_export.calibration.observe.histogram import Observer, TensorStats
-from resnet_export.calibration.observe.in_threads import in_threads
 from resnet_export.calibration.observe.methods import Method
 from resnet_export.calibration.quantize.placement import tensors_to_observe
 from resnet_export.calibration.quantize.topology import Topology
+from resnet_export.runtime.ahead import map_ahead
 from resnet_export.runtime.errors import DatasetError
 from resnet_export.runtime.progress import Progress, silent
 
@@ -154,7 +154,8 @@ def observe_graph(
         finally:  # or the next image would wait for it for ever
             idle.put(counter)
 
-    looks = list(in_threads(count, progress(_single(batches), "Calibrating", total), workers))
+    images = progress(_single(batches), "Calibrating", total)
+    looks = list(map_ahead(count, images, ahead=workers, workers=workers))
     if not looks:
         raise DatasetError("there is no image to calibrate on; give at least one, better 100 or more")
     first, *others = (counter.observation() for counter in counters)

@@ -24,7 +24,6 @@ from resnet_export.calibration.improve.input_moments import Moments, input_momen
 from resnet_export.calibration.improve.weight_rounding import round_weight
 from resnet_export.calibration.observe.calibrate import Observation, observe_graph
 from resnet_export.calibration.observe.cpu_session import cpu_threads
-from resnet_export.calibration.observe.in_threads import in_threads
 from resnet_export.calibration.observe.methods import BY_IMAGE, METHODS, Method
 from resnet_export.calibration.observe.table import CalibrationTable, Factors
 from resnet_export.calibration.quantize.grid import QuantizedWeight, quantize_weight
@@ -34,6 +33,7 @@ from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.calibration.quantize.topology import Layer, Topology
 from resnet_export.calibration.search.evaluate import Evaluator, FloatRun
 from resnet_export.calibration.search.mixed_precision import multiply_add_shares
+from resnet_export.runtime.ahead import map_ahead
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.parity.measure.image_errors import usual
 from resnet_export.runtime.parity.measure.metrics import relative_error
@@ -111,7 +111,8 @@ def validate(
         return evaluator(candidate.graph(target, method=method), target, threads=share)
 
     # Emitting and opening a graph takes one thread, and as long as to run it.
-    found = in_threads(tried, TARGETS, min(len(TARGETS), evaluator.threads))
+    workers = min(len(TARGETS), evaluator.threads)
+    found = map_ahead(tried, TARGETS, ahead=workers, workers=workers)
     return dict(zip(TARGETS, progress(found, title, len(TARGETS)), strict=True))
 
 
@@ -303,12 +304,10 @@ def round_weights(
         )
         return _Rounded(described, chosen, nearest_shift, shift)
 
+    workers = setup.threads or cpu_threads()
     with one_blas_thread():
-        done = list(
-            setup.progress(
-                in_threads(rounded, moments, setup.threads or cpu_threads()), "Rounding weights", len(names)
-            )
-        )
+        ahead = map_ahead(rounded, moments, ahead=workers, workers=workers)
+        done = list(setup.progress(ahead, "Rounding weights", len(names)))
     overflowing = [one for one in done if isinstance(one, str)]
     rows = [one for one in done if not isinstance(one, str)]
     layers = [one.layer for one in rows]

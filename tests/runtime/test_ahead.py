@@ -1,4 +1,4 @@
-"""Decoding ahead keeps the order, holds few items and leaves no thread."""
+"""Work ahead keeps the order, holds few items and leaves no thread."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from resnet_export.runtime.image_stream import chunks, map_ahead
+from resnet_export.runtime.ahead import chunks, map_ahead
 
 TIMEOUT = 20
 
@@ -40,6 +42,35 @@ def test_items_are_taken_only_as_far_ahead_as_was_said() -> None:
         for number in range(20):
             assert next(found) == str(number)
             assert len(taken) <= number + 4
+
+
+@given(st.lists(st.integers(), max_size=40), st.integers(1, 5))
+def test_results_come_in_the_order_of_the_items(items: list[int], workers: int) -> None:
+    found = map_ahead(lambda item: 2 * item, items, ahead=workers, workers=workers)
+    assert list(found) == [2 * item for item in items]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_more_items_are_taken_than_are_worked_on_and_one(workers: int) -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    results = map_ahead(lambda item: item, items(), ahead=workers, workers=workers)
+    assert next(results) == 0
+    assert len(taken) == workers + 1
+    results.close()
+    assert len(taken) == workers + 1
+
+
+def test_an_error_is_raised_in_its_place_after_the_results_before_it() -> None:
+    results = map_ahead(lambda item: 6 // item, [1, 2, 0, 3], ahead=2, workers=2)
+    assert [next(results), next(results)] == [6, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
 def test_an_error_is_raised_in_its_turn() -> None:

@@ -1,4 +1,4 @@
-"""Decoding ahead: the images of the next batches are decoded, in order, while a batch runs."""
+"""Work ahead: what comes next is worked on in threads, while what came before is used, and comes out in order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int, wor
         return
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="resnet-export-decoding")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="resnet-export-ahead")
     try:
         pending: deque[Future[R]] = deque()
         for item in chain(head, iterator):
