@@ -122,9 +122,10 @@ class LoadedModel:
 
     def warmup(self) -> None:
         """Run a batch of 1 and one of `batch.opt` images of zeros."""
-        zeros = np.zeros(self.manifest.preprocessing.crop_shape, np.uint8)
+        preprocessing = self.manifest.preprocessing
         for size in sorted({1, self.manifest.batch.opt}):
-            self.run(to_input(np.stack([zeros] * size), self.manifest.preprocessing), (LOGITS,))
+            zeros = np.zeros((size, *preprocessing.crop_shape), np.uint8)
+            self.run(to_input(zeros, preprocessing), (LOGITS,))
 
     def close(self) -> None:
         """Complete what was submitted, and free the engine; no call may be under way. Twice is harmless."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import json_option
+from resnet_export.exporter.cli.output import json_option, print_json
 from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.bench import Bench, bench
 from resnet_export.runtime.text_table import text_table
@@ -66,7 +65,10 @@ def command(
             save=save,
             progress=progress,
         )
-    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if as_json else _text(found))
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(_text(found))
     if found.profile is not None:
         click.echo(f"saved the profile of this host: {found.profile}", err=True)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -265,14 +264,12 @@ def _facts(before: Manifest, after: Manifest) -> Iterator[str]:
         was, now = (side.provenance.versions.get(package, "none") for side in (before, after))
         if was != now:
             yield f"{package}: {was} → {now}"
-    for artifact in before.artifacts:
-        match = next((one for one in after.artifacts if one.name == artifact.name), None)
-        if match is not None and {layer.node for layer in match.excluded} != {
-            layer.node for layer in artifact.excluded
-        }:
-            yield f"{artifact.name}: {len(artifact.excluded)} → {len(match.excluded)} layers excluded"
-        if match is not None and msgspec.structs.asdict(match)["sha256"] == artifact.sha256:
-            yield f"{artifact.name}: the same file"
+    later = {artifact.name: artifact for artifact in after.artifacts}
+    for was, now in ((one, later[one.name]) for one in before.artifacts if one.name in later):
+        if {layer.node for layer in was.excluded} != {layer.node for layer in now.excluded}:
+            yield f"{was.name}: {len(was.excluded)} → {len(now.excluded)} layers excluded"
+        if was.sha256 == now.sha256:
+            yield f"{was.name}: the same file"
 
 
 def _failures(changes: tuple[ArtifactChange, ...], max_drop: float) -> Iterator[str]:

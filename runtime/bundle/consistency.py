@@ -17,18 +17,7 @@ _MANIFEST = "manifest.json"
 
 def contradictions(manifest: Manifest) -> Iterator[str]:
     """Yield one phrase per broken rule: what was found and what was expected."""
-    for rule in (
-        _classes,
-        _outputs,
-        _tensors,
-        _batches,
-        _preprocessing,
-        _weights,
-        _artifacts,
-        _engines,
-        _files,
-        _golden,
-    ):
+    for rule in _RULES:
         yield from rule(manifest)
 
 
