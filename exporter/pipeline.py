@@ -39,7 +39,7 @@ from resnet_export.exporter.models.labels import default_labels
 from resnet_export.exporter.models.load import load_classifier
 from resnet_export.exporter.parity.check import check_parity
 from resnet_export.exporter.parity.validation import validation_spec
-from resnet_export.exporter.report.files import REPORT, write_reports
+from resnet_export.exporter.report.files import write_reports
 from resnet_export.exporter.request import bytes_needed, check_request, folder_name
 from resnet_export.exporter.spec import ExportSpec, ModelSpec
 from resnet_export.runtime.bundle.golden import encode_golden
@@ -54,7 +54,7 @@ from resnet_export.runtime.select.host import probe
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["GOLDEN", "REPORT", "Export", "Job", "export", "load_photos", "prepare"]
+__all__ = ["GOLDEN", "Export", "Job", "export", "load_photos", "prepare"]
 
 GOLDEN = "golden.npz"
 

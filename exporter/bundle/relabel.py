@@ -14,8 +14,15 @@ from resnet_export.exporter.bundle.staging import Bundle, extending
 from resnet_export.exporter.config import CONFIG
 from resnet_export.exporter.graph.metadata import named
 from resnet_export.exporter.models.labels import read_labels
-from resnet_export.exporter.report.files import REPORT, write_reports
-from resnet_export.runtime.bundle.manifest import Artifact, Manifest, read_file, read_manifest
+from resnet_export.exporter.report.files import write_reports
+from resnet_export.runtime.bundle.manifest import (
+    REPORT_NAME,
+    Artifact,
+    Manifest,
+    read_artifact,
+    read_file,
+    read_manifest,
+)
 from resnet_export.runtime.errors import SchemaError
 from resnet_export.runtime.parity.report.schema import ParityReport, decode_report, encode_report
 
@@ -44,14 +51,14 @@ def relabel(bundle: str | os.PathLike[str], labels: Path) -> Bundle:
                 )
         artifacts = tuple(_renamed(artifact, renamed) for artifact in manifest.artifacts)
         changed = msgspec.structs.replace(manifest, labels=names, artifacts=artifacts)
-        listed = {file.file: file.sha256 for file in manifest.files}
-        if CONFIG in listed:
-            asked = tomllib.loads(read_file(path, CONFIG, listed[CONFIG]).decode())
+        config = manifest.file(CONFIG)
+        if config is not None:
+            asked = tomllib.loads(read_artifact(path, config).decode())
             asked.setdefault("model", {})["labels"] = os.fspath(labels)
             stage.write(CONFIG, tomli_w.dumps(asked).encode())
-        report = _report(path, listed, changed)
+        report = _report(path, changed)
         if report is not None:
-            stage.write(REPORT, encode_report(report))  # before the page looks at the staged bundle
+            stage.write(REPORT_NAME, encode_report(report))  # before the page looks at the staged bundle
             write_reports(stage, stage.preview(changed), report)
         return stage.commit(changed)
 
@@ -65,12 +72,13 @@ def _renamed(artifact: Artifact, renamed: dict[str, Artifact]) -> Artifact:
     return renamed.get(artifact.name, artifact)
 
 
-def _report(path: Path, listed: dict[str, str], manifest: Manifest) -> ParityReport | None:
+def _report(path: Path, manifest: Manifest) -> ParityReport | None:
     """Return the report of the bundle with the hashes that its artifacts have now, None where it has none to read."""
-    if REPORT not in listed:
+    file = manifest.file(REPORT_NAME)
+    if file is None:
         return None
     try:
-        report = decode_report(read_file(path, REPORT, listed[REPORT]))
+        report = decode_report(read_artifact(path, file))
     except SchemaError:
         return None
     hashes = {artifact.name: artifact.sha256 for artifact in manifest.artifacts}

@@ -13,6 +13,7 @@ import msgspec
 from resnet_export.exporter.cli.export_options import specs
 from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.exporter.request import check_request
+from resnet_export.runtime.bundle.manifest import REPORT_NAME
 from resnet_export.runtime.text_table import wrapped
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def run(*, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, **option
     model, spec = specs(options)
     # Before the imports that would fail for what is missing, in words that help nobody.
     check_request(model, spec)
-    from resnet_export.exporter.pipeline import REPORT, export, load_photos, prepare
+    from resnet_export.exporter.pipeline import export, load_photos, prepare
     from resnet_export.runtime.parity.report import text
     from resnet_export.runtime.parity.report.answer import caveats
 
@@ -55,7 +56,9 @@ def run(*, out: Path | None, dry_run: bool, as_json: bool, quiet: bool, **option
         # The notices stand on standard error already.
         notes = tuple(note for note in report.notes if note not in notices)
         click.echo(text.render(msgspec.structs.replace(report, notes=notes)))
-        click.echo(wrapped(f"{bundle.path} holds {_contents(bundle)}; the report is {bundle.path / REPORT}"))
+        click.echo(
+            wrapped(f"{bundle.path} holds {_contents(bundle)}; the report is {bundle.path / REPORT_NAME}")
+        )
     sys.exit(report.exit_code)
 
 

@@ -25,7 +25,7 @@ from resnet_export.calibration.quantize.plan import Equalization
 from resnet_export.exporter.debug.debug_graph import Instrumented, What, instrumented
 from resnet_export.exporter.debug.node_matching import Missing
 from resnet_export.runtime.bundle.golden import read_golden
-from resnet_export.runtime.bundle.manifest import Artifact, Manifest, read_artifact, read_manifest
+from resnet_export.runtime.bundle.manifest import TABLE_NAME, Artifact, Manifest, read_artifact, read_manifest
 from resnet_export.runtime.errors import DatasetError, DependencyError, ExportError, RequestError
 from resnet_export.runtime.parity.attribution.layers import (
     ErrorSums,
@@ -46,7 +46,6 @@ from resnet_export.runtime.progress import Progress, silent
 __all__ = ["compare_artifacts", "compare_layers", "diagnose"]
 
 _BACKEND, _PROVIDER = "onnxruntime", "CPUExecutionProvider"
-_TABLE = "calibration.json"
 _BATCH = (
     4  # as fast as any larger one; ResNet-50's int8 graph at 224 pixels peaks at 1.5 GB, and 2.5 GB with 8
 )
@@ -184,7 +183,7 @@ class _Source:
         reference = self._load(_fp32(self.manifest))
         if graph.precision is not Precision.INT8:
             return reference
-        table = next((one for one in self.manifest.files if one.file == _TABLE), None)
+        table = self.manifest.file(TABLE_NAME)
         if table is None:
             return reference
         factors = decode_table(read_artifact(self.bundle, table)).equalization

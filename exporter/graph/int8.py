@@ -17,12 +17,11 @@ from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, 
 from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.graph.value_ranges import scan_ranges
+from resnet_export.runtime.bundle.manifest import TABLE_NAME
 from resnet_export.runtime.bundle.schema import TargetName
 from resnet_export.runtime.errors import RequestError
 from resnet_export.runtime.parity.criteria.tolerances import Tolerances
 from resnet_export.runtime.precision import Precision
-
-TABLE = "calibration.json"
 
 
 def lower_to_int8(task: Lowering) -> Lowered:
@@ -54,7 +53,7 @@ def lower_to_int8(task: Lowering) -> Lowered:
                 int8.report.refusal(target),
             )
         )
-    return Lowered(tuple(made), {TABLE: encode_table(int8.table)}, int8.report, {"int8": int8.times})
+    return Lowered(tuple(made), {TABLE_NAME: encode_table(int8.table)}, int8.report, {"int8": int8.times})
 
 
 def _typed(emitted: ExportedGraph, graph: ExportedGraph, int8: Int8Plan, task: Lowering) -> TypedGraph:

@@ -13,15 +13,20 @@ import onnx
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
 from resnet_export.exporter.graph.stage_check import check_stage, serialize
 from resnet_export.exporter.spec import ExportSpec
-from resnet_export.runtime.bundle.manifest import Artifact, Manifest, read_file, read_manifest
+from resnet_export.runtime.bundle.manifest import (
+    REPORT_NAME,
+    TABLE_NAME,
+    Artifact,
+    Manifest,
+    read_artifact,
+    read_file,
+    read_manifest,
+)
 from resnet_export.runtime.errors import BundleError, IntegrityError, SchemaError
 from resnet_export.runtime.parity.report.schema import decode_report
 from resnet_export.runtime.precision import Precision
 
 __all__ = ["Earlier", "open_earlier", "stage_key", "take_over"]
-
-_REPORT = "report.json"
-_TABLE = "calibration.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +91,6 @@ def take_over(earlier: Earlier | None, precision: Precision, key: str, task: Low
     if earlier is None or earlier.manifest.provenance.stages.get(precision) != key:
         return None
     manifest = earlier.manifest
-    listed = {file.file: file.sha256 for file in manifest.files}
     try:
         graphs = tuple(
             _graph(earlier, artifact, task)
@@ -95,11 +99,14 @@ def take_over(earlier: Earlier | None, precision: Precision, key: str, task: Low
         )
         if precision is not Precision.INT8:
             return Lowered(graphs, key=key, reused=True)
-        table = read_file(earlier.bundle, _TABLE, listed[_TABLE])
-        report = decode_report(read_file(earlier.bundle, _REPORT, listed[_REPORT]))
-    except (BundleError, IntegrityError, SchemaError, KeyError):
+        table, report = manifest.file(TABLE_NAME), manifest.file(REPORT_NAME)
+        if table is None or report is None:
+            return None
+        files = {TABLE_NAME: read_artifact(earlier.bundle, table)}
+        search = decode_report(read_artifact(earlier.bundle, report)).int8
+    except (BundleError, IntegrityError, SchemaError):
         return None
-    return Lowered(graphs, {_TABLE: table}, report.int8, key=key, reused=True)
+    return Lowered(graphs, files, search, key=key, reused=True)
 
 
 def _graph(earlier: Earlier, artifact: Artifact, task: Lowering) -> GraphArtifact:

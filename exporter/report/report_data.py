@@ -21,6 +21,8 @@ from resnet_export.calibration.data.image_sources import Classes, list_images
 from resnet_export.calibration.observe.table import CalibrationTable, decode_table
 from resnet_export.runtime.bundle.golden import read_golden
 from resnet_export.runtime.bundle.manifest import (
+    REPORT_NAME,
+    TABLE_NAME,
     Artifact,
     Manifest,
     Preprocessing,
@@ -34,8 +36,6 @@ from resnet_export.runtime.parity.measure.comparison import Flip, printable
 from resnet_export.runtime.parity.report.schema import ParityReport, decode_report
 from resnet_export.runtime.parity.report.search_report import PlanSummary
 
-TABLE = "calibration.json"
-REPORT = "report.json"
 SHOWN = 48
 """Images in the gallery, at most. At some 5 kB each they leave the page far below 3 MB."""
 
@@ -136,18 +136,20 @@ def _flips(report: ParityReport) -> Iterable[tuple[Literal["golden", "data"], Fl
 
 
 def _table(bundle: str | os.PathLike[str], manifest: Manifest) -> CalibrationTable | None:
-    found = next((file for file in manifest.files if file.file == TABLE), None)
+    found = manifest.file(TABLE_NAME)
     if found is None:
         return None
     try:
         return decode_table(read_artifact(bundle, found))
     except RequestError as error:
-        raise BundleError(f"{TABLE!r} of the bundle {os.fspath(bundle)} cannot be shown: {error}") from error
+        raise BundleError(
+            f"{TABLE_NAME!r} of the bundle {os.fspath(bundle)} cannot be shown: {error}"
+        ) from error
 
 
 def _recorded_choice(bundle: str | os.PathLike[str], manifest: Manifest) -> PlanSummary | None:
     """Return the choice in the report of the export, None when there is none that this version reads."""
-    found = next((file for file in manifest.files if file.file == REPORT), None)
+    found = manifest.file(REPORT_NAME)
     if found is None:
         return None
     data = read_artifact(bundle, found)

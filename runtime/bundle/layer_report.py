@@ -130,10 +130,9 @@ def read_reports(
     bundle: str | os.PathLike[str], manifest: Manifest
 ) -> tuple[tuple[Artifact, LayerReport], ...]:
     """Return the engines of a bundle that have a layer report, with it. Raises IntegrityError, BundleError."""
-    files = {file.file: file for file in manifest.files}
     found = []
     for artifact in manifest.artifacts:
-        file = files.get(artifact.engine.layers or "") if artifact.engine else None
+        file = manifest.file(artifact.engine.layers or "") if artifact.engine else None
         if file is not None:
             found.append((artifact, decode_report(read_artifact(bundle, file))))
     return tuple(found)

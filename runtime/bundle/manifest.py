@@ -43,7 +43,9 @@ __all__ = [
     "LOGITS",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
+    "REPORT_NAME",
     "SCHEMA_VERSION",
+    "TABLE_NAME",
     "Artifact",
     "BatchRange",
     "EngineInfo",
@@ -72,6 +74,8 @@ __all__ = [
 ]
 
 MANIFEST_NAME: Final = "manifest.json"
+REPORT_NAME: Final = "report.json"
+TABLE_NAME: Final = "calibration.json"
 # The labels of the largest public label sets (about 21,000 classes) take 1 MB.
 MAX_MANIFEST_BYTES: Final = 16 * 2**20
 

@@ -330,6 +330,10 @@ class Manifest(Struct, frozen=True):
         names = ", ".join(artifact.name for artifact in self.artifacts)
         raise BundleError(f"the bundle has no artifact {name!r}; it has {names}")
 
+    def file(self, name: str) -> FileInfo | None:
+        """Return the further file `name` (neither an artifact nor the golden outputs), None where there is none."""
+        return next((file for file in self.files if file.file == name), None)
+
     def contents(self) -> tuple[FileInfo, ...]:
         """Return every file of the bundle but the manifest itself: artifacts, golden outputs and the rest."""
         named: tuple[Artifact | GoldenInfo, ...] = (*self.artifacts, self.golden)
