@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_export.calibration.data.photos import Photos
-from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.exported_graph import ExportedGraph, serialize
 from resnet_export.exporter.graph.stage_check import Reference
 from resnet_export.exporter.spec import ExportSpec
 from resnet_export.runtime.bundle.manifest import ExcludedLayer
@@ -68,6 +70,11 @@ class Lowering:
     untrained: bool
     activation: Activation = "softmax"
     progress: Progress = silent
+
+    @cached_property
+    def fp32_sha256(self) -> str:
+        """The hash of the fp32 graph, in hexadecimal: every precision is known by it."""
+        return hashlib.sha256(serialize(self.fp32.graph.model)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import msgspec
 import onnx
 
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
-from resnet_export.exporter.graph.stage_check import check_stage, serialize
+from resnet_export.exporter.graph.stage_check import check_stage
 from resnet_export.exporter.spec import ExportSpec
 from resnet_export.runtime.bundle.manifest import (
     REPORT_NAME,
@@ -62,7 +62,7 @@ def stage_key(precision: Precision, task: Lowering) -> str:
     """
     spec, photos = task.spec, task.photos
     parts: dict[str, object] = {
-        "graph": hashlib.sha256(serialize(task.fp32.graph.model)).hexdigest(),
+        "graph": task.fp32_sha256,
         "precision": precision,
         "images": [photos.description.sha256, len(photos), photos.bundled],
         "labels": None if photos.labels is None else photos.labels.tolist(),

@@ -18,7 +18,7 @@ from resnet_export.exporter.models.metadata import architecture_name
 from resnet_export.exporter.models.parametrizations import plain_weights
 from resnet_export.exporter.models.state_dict import choose_set, read_checkpoint, require_dense
 from resnet_export.exporter.models.stated import Stated, stated_by
-from resnet_export.exporter.models.weight_source import file_state, locate, printable, sha256_of
+from resnet_export.exporter.models.weight_source import held_still, locate, printable, sha256_of
 from resnet_export.exporter.models.zoo import Architecture, PublishedWeights
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import WeightsInfo
@@ -71,25 +71,23 @@ def load_weights(spec: ModelSpec, progress: Progress = silent, folder: HubFolder
         path = source.file
     else:
         raise RequestError("no weights were named; give a checkpoint file or 'imagenet'")
-    before = file_state(path)
-    sha256 = _hash(path, source.published)
-    tensors, values, notices, prefix = read_weights(path, spec)
-    values = {**(folder.values if folder is not None else {}), **values}
-    match = recognize(
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        path=path,
-        prefix=prefix,
-        asked=source.architecture,
-        named=None if source.published is not None else architecture_name(values),
-    )
-    if spec.num_classes not in (None, match.num_classes):
-        raise CheckpointError(
-            f"the classifier in {path} has {match.num_classes} classes, but {spec.num_classes} were asked for; leave "
-            f"the number out, or give a checkpoint with {spec.num_classes} classes"
+    with held_still(path):
+        sha256 = _hash(path, source.published)
+        tensors, values, notices, prefix = read_weights(path, spec)
+        values = {**(folder.values if folder is not None else {}), **values}
+        match = recognize(
+            {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+            path=path,
+            prefix=prefix,
+            asked=source.architecture,
+            named=None if source.published is not None else architecture_name(values),
         )
-    state_dict = _convert(tensors, match, path)
-    if file_state(path) != before:
-        raise CheckpointError(f"{path} was changed while it was read; give it again when it is written whole")
+        if spec.num_classes not in (None, match.num_classes):
+            raise CheckpointError(
+                f"the classifier in {path} has {match.num_classes} classes, but {spec.num_classes} were asked for; "
+                f"leave the number out, or give a checkpoint with {spec.num_classes} classes"
+            )
+        state_dict = _convert(tensors, match, path)
     if source.published is None:
         info = weights_info(path, sha256, folder)
     else:

@@ -32,7 +32,7 @@ from resnet_export.exporter.models.stated import (
     stated_by_timm,
     stated_by_torchvision,
 )
-from resnet_export.exporter.models.weight_source import file_state, sha256_of
+from resnet_export.exporter.models.weight_source import held_still, sha256_of
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.bundle.manifest import WeightsInfo
 from resnet_export.runtime.errors import CheckpointError, RequestError
@@ -150,13 +150,9 @@ def _library(spec: ModelSpec, folder: HubFolder | None) -> Resolved:
                 f"there is no checkpoint {spec.weights}; give a file, or a repository of the hub, which has timm's "
                 f"own weights: --weights hf:timm/{name}"
             )
-        before = file_state(path)
-        weights = weights_info(path, sha256_of(path), folder)
-        tensors, beside, notices, _ = read_weights(path, spec)
-        if file_state(path) != before:
-            raise CheckpointError(
-                f"{path} was changed while it was read; give it again when it is written whole"
-            )
+        with held_still(path):
+            weights = weights_info(path, sha256_of(path), folder)
+            tensors, beside, notices, _ = read_weights(path, spec)
         values = {**(folder.values if folder is not None else {}), **beside}
         head = [tensor for key, tensor in tensors.items() if key.endswith("weight") and tensor.ndim == 2]
         if head and spec.num_classes is None:

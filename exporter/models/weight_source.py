@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from resnet_export.exporter.models.zoo import ZOO, Architecture, PublishedWeight
 from resnet_export.exporter.spec import ModelSpec
 from resnet_export.runtime.errors import CheckpointError, RequestError
 
-__all__ = ["Source", "file_state", "locate", "printable", "sha256_of"]
+__all__ = ["Source", "held_still", "locate", "printable", "sha256_of"]
 
 # torchvision's names, with or without the class that holds them: "ResNet50_Weights.IMAGENET1K_V2".
 _PUBLISHED = re.compile(
@@ -129,8 +131,16 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def file_state(path: Path) -> tuple[int, ...]:
-    """Return what tells whether a file was replaced or written to between two calls. Raises CheckpointError."""
+@contextmanager
+def held_still(path: Path) -> Iterator[None]:
+    """Raise CheckpointError in the end if a file was replaced or written to meanwhile, or cannot be looked at."""
+    before = _state(path)
+    yield
+    if _state(path) != before:
+        raise CheckpointError(f"{path} was changed while it was read; give it again when it is written whole")
+
+
+def _state(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
     except OSError as error:

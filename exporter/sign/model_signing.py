@@ -52,15 +52,11 @@ def sign(
         BundleError: the bundle is damaged, and is not signed.
         DependencyError: model-signing is not installed.
     """
-    signing, hashing = _library("signing"), _library("hashing")
+    signing = _library("signing")
     verify_bundle(bundle)
     folder = locate(bundle)
-    place = folder / SIGNATURE_NAME if signature is None else Path(os.path.realpath(signature))
-    left_out = [place.relative_to(folder)] if place.is_relative_to(folder) else []
-    config = signing.Config().set_hashing_config(
-        # Nothing but the signature is left out: a folder of Git would not be vouched for.
-        hashing.Config().set_ignored_paths(paths=left_out, ignore_git_paths=False)
-    )
+    place, hashed = _place(folder, signature)
+    config = signing.Config().set_hashing_config(hashed)
     staged = folder.with_name(f".{secrets.token_hex(8)}.sig")
     try:
         if key is None:
@@ -94,27 +90,31 @@ def verify_identity(
     staging: bool = False,
 ) -> None:
     """Hold a bundle to a signature that Sigstore made for `identity`. Raises SignatureError or DependencyError."""
-    verifying, hashing = _library("verifying"), _library("hashing")
+    verifying = _library("verifying")
     folder = locate(bundle)
-    place = folder / SIGNATURE_NAME if signature is None else Path(os.path.realpath(signature))
+    place, hashed = _place(folder, signature)
     if not place.is_file():
         raise SignatureError(
             f"{folder} has no signature {place.name}; sign it with: resnet-export sign {folder}"
         )
-    left_out = [place.relative_to(folder)] if place.is_relative_to(folder) else []
     try:
         verifying.Config().use_sigstore_verifier(
             identity=identity.name,
             oidc_issuer=identity.provider,
             use_staging=staging,
             trust_config=trust_config,
-        ).set_hashing_config(
-            hashing.Config().set_ignored_paths(paths=left_out, ignore_git_paths=False)
-        ).verify(folder, place)
+        ).set_hashing_config(hashed).verify(folder, place)
     except Exception as error:  # of sigstore, tuf and urllib3, which have no common root
         raise SignatureError(
             f"{folder} is not verified as signed by {identity.name} ({_line(error)}); do not open it"
         ) from error
+
+
+def _place(folder: Path, signature: Path | None) -> tuple[Path, Any]:
+    """Return the file of the signature, and what is hashed: all else, or a folder of Git would not be vouched for."""
+    place = folder / SIGNATURE_NAME if signature is None else Path(os.path.realpath(signature))
+    left_out = [place.relative_to(folder)] if place.is_relative_to(folder) else []
+    return place, _library("hashing").Config().set_ignored_paths(paths=left_out, ignore_git_paths=False)
 
 
 def _library(module: str) -> ModuleType:
