@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.harness import heading
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.exporter.graph.export import serialize, simplify, to_onnx
+from resnet_export.exporter.graph.export import simplify, to_onnx
+from resnet_export.exporter.graph.exported_graph import serialize
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.graph.value_ranges import scan_ranges

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.exporter.graph.export import ExportedGraph, simplify, to_onnx
+from resnet_export.exporter.graph.export import simplify, to_onnx
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.exporter.graph.stage_check import record_reference
 from resnet_export.exporter.models.resnet import ResNet, build
 from resnet_export.runtime.bundle.manifest import BatchRange

@@ -26,7 +26,8 @@ from resnet_export.exporter.engine.targets import EnginePlan, plan_engines
 from resnet_export.exporter.golden.images import choose_golden, choose_photos, names_of_folders
 from resnet_export.exporter.golden.label_check import check_labels
 from resnet_export.exporter.golden.record import GoldenRecord, record_golden
-from resnet_export.exporter.graph.export import serialize, simplify, to_onnx
+from resnet_export.exporter.graph.export import simplify, to_onnx
+from resnet_export.exporter.graph.exported_graph import serialize
 from resnet_export.exporter.graph.further_outputs import FurtherOutputs, add_outputs
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
 from resnet_export.exporter.graph.lower import lower

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from resnet_export.exporter.graph.export import ExportedGraph, simplify, to_onnx
+from resnet_export.exporter.graph.export import simplify, to_onnx
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.exporter.graph.stage_check import Reference, StageCheck, check_stage, record_reference
 from resnet_export.exporter.models.resnet import ResNet, build
 from resnet_export.exporter.models.zoo import ZOO

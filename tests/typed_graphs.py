@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.quantize.tensor_types import infer_types
-from resnet_export.exporter.graph.export import ExportedGraph, serialize
+from resnet_export.exporter.graph.exported_graph import ExportedGraph, serialize
 from resnet_export.exporter.graph.precision import TypedGraph
 
 FLOAT, FLOAT16, INT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from resnet_export.exporter.graph.exported_graph import (
-    BATCH_AXIS,
-    INPUT,
-    IR_VERSION,
-    LOGITS,
-    OPSET,
-    ExportedGraph,
-    Exporter,
-    OnnxNetwork,
-    serialize,
-)
+from resnet_export.exporter.graph.exported_graph import ExportedGraph, Exporter, OnnxNetwork
 from resnet_export.exporter.graph.module_names import module_paths, node_names, paths_after, renamed
 from resnet_export.exporter.graph.stage_check import Reference, StageCheck, check_stage
 from resnet_export.runtime.backends.libraries import import_library
@@ -29,17 +19,7 @@ if TYPE_CHECKING:
 
     from resnet_export.exporter.graph.stage_check import Network
 
-__all__ = [
-    "BATCH_AXIS",
-    "INPUT",
-    "IR_VERSION",
-    "LOGITS",
-    "OPSET",
-    "ExportedGraph",
-    "serialize",
-    "simplify",
-    "to_onnx",
-]
+__all__ = ["simplify", "to_onnx"]
 
 
 def to_onnx(network: Network, *, batch: BatchRange, reference: Reference) -> tuple[ExportedGraph, StageCheck]:

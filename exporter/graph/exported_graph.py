@@ -11,13 +11,11 @@ import onnx
 from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.runtime.bundle.manifest import LOGITS
 
 __all__ = [
     "BATCH_AXIS",
     "INPUT",
     "IR_VERSION",
-    "LOGITS",
     "OPSET",
     "ExportedGraph",
     "OnnxNetwork",

@@ -11,7 +11,7 @@ from resnet_export.calibration.quantize.qdq import origins
 from resnet_export.calibration.search.evaluate import Limits
 from resnet_export.calibration.search.search import Int8Plan, SearchSpec, plan_from_table, plan_int8
 from resnet_export.exporter.graph.bounds import bound_ranges
-from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.exporter.graph.facts import count_graph
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowered, Lowering
 from resnet_export.exporter.graph.precision import TypedGraph, to_fp16

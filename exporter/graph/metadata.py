@@ -11,12 +11,12 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 
 from resnet_export.calibration.quantize.tensor_types import infer_types
-from resnet_export.exporter.graph.export import ExportedGraph, serialize
+from resnet_export.exporter.graph.exported_graph import ExportedGraph, serialize
 from resnet_export.runtime.bundle.manifest import ModelInfo, Preprocessing
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.precision import Precision
 
-__all__ = ["NAMES", "finish", "named", "serialize"]
+__all__ = ["NAMES", "finish", "named"]
 
 _PRODUCER = "resnet-export"
 

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from resnet_export.calibration.quantize.tensor_types import infer_types
-from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.exporter.graph.fp16_fit import misfits, scale_fits
 from resnet_export.exporter.graph.value_ranges import Span
 from resnet_export.runtime.bundle.manifest import ExcludedLayer

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from resnet_export.exporter.graph.export import BATCH_AXIS, ExportedGraph
+from resnet_export.exporter.graph.exported_graph import BATCH_AXIS, ExportedGraph
 from resnet_export.runtime.bundle.manifest import Preprocessing
 from resnet_export.runtime.errors import ExportError
 

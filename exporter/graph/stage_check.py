@@ -25,14 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FP32_LIMIT",
-    "LOGITS",
     "Network",
     "Reference",
     "StageCheck",
     "check_stage",
     "record_reference",
     "recorded",
-    "serialize",
 ]
 
 FP32_LIMIT = 1e-4

@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from resnet_export.calibration.observe.activations import activations, float_tensors, in_fours
 from resnet_export.calibration.quantize.operators import operator
-from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.runtime.errors import ExportError
 from resnet_export.runtime.progress import Progress, silent
 

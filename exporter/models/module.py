@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from resnet_export.exporter.graph.stage_check import LOGITS
 from resnet_export.exporter.models.classifier import Classifier
 from resnet_export.exporter.models.metadata import choose_labels
 from resnet_export.exporter.models.preprocessing import NOTHING, assumed, choose_preprocessing
 from resnet_export.exporter.models.stated import Stated
 from resnet_export.exporter.spec import ModelSpec
-from resnet_export.runtime.bundle.manifest import ModelInfo, WeightsInfo
+from resnet_export.runtime.bundle.manifest import LOGITS, ModelInfo, WeightsInfo
 from resnet_export.runtime.errors import RequestError
 
 __all__ = ["load_module"]

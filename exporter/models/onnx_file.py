@@ -18,7 +18,6 @@ from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.exporter.graph.exported_graph import (
     BATCH_AXIS,
     INPUT,
-    LOGITS,
     OPSET,
     ExportedGraph,
     OnnxNetwork,
@@ -32,7 +31,7 @@ from resnet_export.exporter.models.preprocessing import NOTHING, assumed, choose
 from resnet_export.exporter.models.stated import Stated, stated_by_preprocessing
 from resnet_export.exporter.models.weight_source import printable
 from resnet_export.exporter.spec import ModelSpec, Size
-from resnet_export.runtime.bundle.manifest import ModelInfo, Preprocessing, WeightsInfo
+from resnet_export.runtime.bundle.manifest import LOGITS, ModelInfo, Preprocessing, WeightsInfo
 from resnet_export.runtime.bundle.schema import CHANNELS
 from resnet_export.runtime.errors import ExportError, RequestError
 

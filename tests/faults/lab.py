@@ -24,7 +24,7 @@ from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.calibration.quantize.plan import QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import quantize
 from resnet_export.exporter import ExportSpec, ModelSpec, export
-from resnet_export.exporter.graph.export import ExportedGraph, serialize
+from resnet_export.exporter.graph.exported_graph import ExportedGraph, serialize
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.value_ranges import scan_ranges

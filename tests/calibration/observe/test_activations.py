@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from resnet_export.calibration.observe.activations import activations, float_tensors
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.exporter.graph.export import serialize
+from resnet_export.exporter.graph.exported_graph import serialize
 from resnet_export.runtime.errors import DatasetError, ExportError
 from resnet_export.runtime.parity.measure.metrics import relative_error
 from tests.exported import exported_resnet18

@@ -19,7 +19,7 @@ from resnet_export.calibration.quantize.placement import TARGETS
 from resnet_export.calibration.quantize.plan import QuantPlan
 from resnet_export.calibration.quantize.qdq import origins, quantize
 from resnet_export.exporter.debug.layerwise import compare_layers
-from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.runtime.errors import DatasetError, ExportError

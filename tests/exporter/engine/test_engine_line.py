@@ -14,7 +14,7 @@ from resnet_export.calibration.observe.calibrate import calibrate
 from resnet_export.calibration.quantize.plan import Exclusion, QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import origins, quantize
 from resnet_export.exporter.engine.builder import Engine, build_engine
-from resnet_export.exporter.graph.export import ExportedGraph, serialize
+from resnet_export.exporter.graph.exported_graph import ExportedGraph, serialize
 from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.value_ranges import scan_ranges

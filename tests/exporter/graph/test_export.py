@@ -16,7 +16,8 @@ from torch import nn
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
 from resnet_export.exporter.graph import stage_check
-from resnet_export.exporter.graph.export import ExportedGraph, serialize, simplify, to_onnx
+from resnet_export.exporter.graph.export import simplify, to_onnx
+from resnet_export.exporter.graph.exported_graph import ExportedGraph, serialize
 from resnet_export.exporter.graph.stage_check import Reference, check_stage
 from resnet_export.runtime.bundle.manifest import BatchRange
 from resnet_export.runtime.errors import DependencyError, ExportError

@@ -16,7 +16,7 @@ from resnet_export.calibration.observe.table import CalibrationTable
 from resnet_export.calibration.quantize.plan import QuantPlan, default_exclusions
 from resnet_export.calibration.quantize.qdq import origins, quantize
 from resnet_export.exporter.engine.builder import build_engine
-from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.exporter.graph.precision import TypedGraph, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.value_ranges import scan_ranges

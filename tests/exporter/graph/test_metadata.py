@@ -15,8 +15,8 @@ import onnx
 import pytest
 
 from resnet_export.calibration.quantize.tensor_types import infer_types
-from resnet_export.exporter.graph.export import ExportedGraph
-from resnet_export.exporter.graph.metadata import finish, serialize
+from resnet_export.exporter.graph.exported_graph import ExportedGraph, serialize
+from resnet_export.exporter.graph.metadata import finish
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.exporter.graph.value_ranges import scan_ranges
 from resnet_export.runtime.errors import ExportError
@@ -26,7 +26,7 @@ from tests.exported import INFO, PREPROCESSING, exported_resnet18
 # Exports in a process of its own, and prints the sha256 of the float32 and of the fp16 file.
 EXPORT = """
 import hashlib
-from resnet_export.exporter.graph.metadata import serialize
+from resnet_export.exporter.graph.exported_graph import serialize
 from tests.exporter.graph.test_metadata import shipped
 for precision in ("fp32", "fp16"):
     print(hashlib.sha256(serialize(shipped(precision).model)).hexdigest())

@@ -16,7 +16,8 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from resnet_export.exporter.graph.export import ExportedGraph, simplify, to_onnx
+from resnet_export.exporter.graph.export import simplify, to_onnx
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.exporter.graph.precision import TypedGraph, to_bf16, to_fp16
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import Reference, check_stage, record_reference

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.exporter.graph.precision import to_fp16
 from resnet_export.runtime.parity.measure.metrics import relative_error
 from tests.typed_graphs import FLOAT, FLOAT16, INT8, assert_strongly_typed, excluded, graph_of, run, types_of

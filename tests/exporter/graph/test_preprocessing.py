@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from resnet_export.calibration.observe.cpu_session import CpuSession
-from resnet_export.exporter.graph.export import ExportedGraph, serialize
+from resnet_export.exporter.graph.exported_graph import ExportedGraph, serialize
 from resnet_export.exporter.graph.preprocessing import bake_preprocessing
 from resnet_export.exporter.graph.stage_check import Reference, check_stage
 from resnet_export.runtime.bundle.manifest import Preprocessing

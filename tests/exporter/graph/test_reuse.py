@@ -15,7 +15,7 @@ import pytest
 from resnet_export.calibration.data.photos import Photos
 from resnet_export.exporter import ExportSpec, ModelSpec, export
 from resnet_export.exporter.bundle.manifest import maker_versions
-from resnet_export.exporter.graph.export import ExportedGraph
+from resnet_export.exporter.graph.exported_graph import ExportedGraph
 from resnet_export.exporter.graph.graph_artifact import GraphArtifact, Lowering
 from resnet_export.exporter.graph.reuse import open_earlier, stage_key
 from resnet_export.exporter.graph.stage_check import Reference
