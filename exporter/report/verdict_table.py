@@ -79,7 +79,10 @@ def criteria_by_run(report: ParityReport) -> tuple[RunCriteria, ...]:
             entry.title,
             entry.passed,
             entry.error,
-            tuple(_row(criterion, check.images) for check in entry.checks for criterion in check.criteria),
+            (
+                *(_row(criterion, check.images) for check in entry.checks for criterion in check.criteria),
+                *(_row(criterion, output.name) for output in entry.outputs for criterion in output.criteria),
+            ),
         )
         for entry in report.entries
     ]

@@ -184,8 +184,7 @@ def _cause(entries: tuple[Entry, ...], layerwise: tuple[Layerwise, ...], stage: 
     if stage == LABELS and not any(
         criterion.name == "labels_order" and not criterion.passed
         for entry in entries
-        for check in entry.checks
-        for criterion in check.criteria
+        for criterion in entry.criteria
     ):
         return "labels, preprocessing or checkpoint"
     return "" if stage is None else "too few images" if stage == DATA else f"stage {stage}"

@@ -127,7 +127,7 @@ def _agree(one: Entry, other: Entry, golden: Mapping[str, NDArray[np.float32]]) 
 def _beside_artifacts(entries: Sequence[Entry]) -> frozenset[Cause]:
     """Return the causes that are no artifact: labels, and an accuracy that no run has, fp32 included."""
     shared: Cause = "checkpoint or labels"
-    asked = [entry for entry in entries if any(cause(one) == shared for one in _criteria(entry))]
+    asked = [entry for entry in entries if any(cause(one) == shared for one in entry.criteria)]
     lacking = bool(asked) and all(any(cause(one) == shared for one in _broken(entry)) for entry in asked)
     return frozenset({"labels", shared} if lacking else {"labels"})
 
@@ -144,12 +144,8 @@ def _artifact_failed(entry: Entry, beside: frozenset[Cause]) -> bool:
     )
 
 
-def _criteria(entry: Entry) -> Iterator[Criterion]:
-    return (criterion for check in entry.checks for criterion in check.criteria)
-
-
 def _broken(entry: Entry) -> Iterator[Criterion]:
-    return (criterion for criterion in _criteria(entry) if not criterion.passed)
+    return (criterion for criterion in entry.criteria if not criterion.passed)
 
 
 def _undecided(criterion: Criterion) -> bool:

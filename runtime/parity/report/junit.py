@@ -6,7 +6,7 @@ plugin), which GitLab, GitHub actions and pytest's own reports share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from resnet_export.runtime.parity.criteria.criterion import Criterion
@@ -61,12 +61,7 @@ def _preprocessing_cases(report: ParityReport) -> Iterator[Element]:
         case = _element("testcase")
         case.set("classname", "preprocessing")
         case.set("name", criterion.name)
-        text = f"preprocessing: {describe(criterion)} ({criterion.detail})"
-        if criterion.passed:
-            _child(case, "system-out", text)
-        else:
-            _child(case, "failure", text, "tolerance")
-        yield case
+        yield _decided(case, criterion, f"preprocessing: {describe(criterion)} ({criterion.detail})")
 
 
 def _entry_cases(report: ParityReport) -> Iterator[Element]:
@@ -87,11 +82,7 @@ def _entry_cases(report: ParityReport) -> Iterator[Element]:
             for criterion in output.criteria:
                 case = _case(entry, f"{output.name}.{criterion.name}")
                 text = f"{entry.title}, output {output.name}: {describe(criterion)}"
-                if criterion.passed:
-                    _child(case, "system-out", text)
-                else:
-                    _child(case, "failure", text, "tolerance")
-                yield case
+                yield _decided(case, criterion, text)
 
 
 def _criterion_case(
@@ -101,11 +92,20 @@ def _criterion_case(
     text = f"{entry.title}: {describe(criterion)}"
     if criterion.detail:
         text += f" ({criterion.detail})"
+    body = (
+        () if criterion.passed else (report.verdict.headline, text, *_context(report, entry, check), *layers)
+    )
+    return _decided(case, criterion, text, body)
+
+
+def _decided(case: Element, criterion: Criterion, text: str, body: Sequence[str] = ()) -> Element:
+    """Put what was found of a criterion into its case, with `body` where it does not hold, and return the case."""
     if criterion.passed:
         _child(case, "system-out", text)
         return case
-    body = [report.verdict.headline, text, *_context(report, entry, check), *layers]
-    _child(case, "failure", text, "tolerance").text = _clean("\n".join(body))
+    failure = _child(case, "failure", text, "tolerance")
+    if body:
+        failure.text = _clean("\n".join(body))
     return case
 
 

@@ -138,11 +138,16 @@ class Entry(Struct, frozen=True):
         return f"{self.backend}{device}{arithmetic}"
 
     @property
+    def criteria(self) -> tuple[Criterion, ...]:
+        """Every criterion of the logits and of the further outputs."""
+        held: tuple[Check | OutputCheck, ...] = (*self.checks, *self.outputs)
+        return tuple(criterion for check in held for criterion in check.criteria)
+
+    @property
     def passed(self) -> bool:
         """Whether the artifact may be shipped, ran, was compared, and kept every limit."""
         ran = self.error is None and self.refusal is None and bool(self.checks)
-        held: tuple[Check | OutputCheck, ...] = (*self.checks, *self.outputs)
-        return ran and all(check.passed for check in held)
+        return ran and all(criterion.passed for criterion in self.criteria)
 
     def check(self, images: Literal["golden", "data"]) -> Check | None:
         """Return the check on these images, None when there was none."""

@@ -12,7 +12,8 @@ from resnet_export.runtime.parity import run_parity
 from resnet_export.runtime.parity.attribution.diagnosis import failing_stage
 from resnet_export.runtime.parity.criteria.criterion import at_most
 from resnet_export.runtime.parity.measure.comparison import Batch
-from resnet_export.runtime.parity.report.schema import Entry, ParityReport
+from resnet_export.runtime.parity.measure.outputs import output_figures
+from resnet_export.runtime.parity.report.schema import Entry, OutputCheck, ParityReport
 from tests.parity_bundle import crops, logits, write
 from tests.tiny_bundle import FP16, FP32, INT8_CPU
 
@@ -55,6 +56,19 @@ def test_the_earliest_stage_that_diverges_is_named_whichever_artifact_comes_firs
     failing = tuple(msgspec.structs.replace(entry, refusal="refused") for entry in report.entries)
     assert failing_stage(failing[::-1], ()) == "simplified"
     assert report.verdict.stage is None  # the artifacts themselves are right
+
+
+def test_an_artifact_whose_further_output_alone_is_wrong_is_to_blame_and_neither_labels_nor_data(
+    clean: ParityReport,
+) -> None:
+    figures = output_figures(np.ones((2, 3)), np.ones((2, 3)))
+    embedding = OutputCheck(name="embedding", figures=figures, criteria=(at_most("relative_error", 1, 0.1),))
+    int8 = next(entry for entry in clean.entries if entry.artifact == "int8.cpu")
+    failed = msgspec.structs.replace(int8, outputs=(embedding,))
+    assert not failed.passed
+    assert failing_stage((failed,), ()) == failing_stage(
+        (msgspec.structs.replace(int8, refusal="refused"),), ()
+    )
 
 
 def test_labels_are_blamed_when_nothing_else_is_wrong(tmp_path: Path) -> None:
