@@ -10,7 +10,8 @@ import click
 
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.export_options import CommaList
-from resnet_export.exporter.cli.output import check_outside, json_option, print_json
+from resnet_export.exporter.cli.json_output import json_option, print_json
+from resnet_export.exporter.cli.output import check_outside
 from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.errors import DependencyError
 from resnet_export.runtime.select.host import probe

@@ -14,7 +14,8 @@ import msgspec
 
 from resnet_export.calibration.observe.methods import METHODS
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import check_outputs, json_option, print_json, write_output
+from resnet_export.exporter.cli.json_output import json_option, print_json
+from resnet_export.exporter.cli.output import check_outputs, write_output
 from resnet_export.exporter.cli.progress import show_progress
 from resnet_export.runtime.errors import DependencyError, RequestError
 

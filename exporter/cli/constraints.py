@@ -7,7 +7,7 @@ from importlib.resources import files
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import json_option, print_json
+from resnet_export.exporter.cli.json_output import json_option, print_json
 
 
 @click.command(name="constraints")

@@ -11,7 +11,7 @@ import click
 
 from resnet_export.exporter.cli.errors import debug_option
 from resnet_export.exporter.cli.inspect import host_lines
-from resnet_export.exporter.cli.output import json_option, print_json
+from resnet_export.exporter.cli.json_output import json_option, print_json
 from resnet_export.exporter.engine.targets import plan_engines, sm
 from resnet_export.exporter.spec import EngineChoice
 from resnet_export.runtime.backends.routes import ROUTES

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import json_option, print_json
+from resnet_export.exporter.cli.json_output import json_option, print_json
 from resnet_export.exporter.cli.session_options import session_options
 from resnet_export.runtime.bundle.layer_report import TABLE_HEADER, LayerReport, read_reports, summary, table
 from resnet_export.runtime.bundle.manifest import Artifact, Manifest, verify_bundle

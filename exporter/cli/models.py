@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import json_option
+from resnet_export.exporter.cli.json_output import json_option
 from resnet_export.exporter.models.zoo import ZOO
 from resnet_export.exporter.models.zoo_facts import read_facts
 from resnet_export.runtime.text_table import text_table

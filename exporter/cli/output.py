@@ -1,4 +1,4 @@
-"""What a command writes: JSON on standard output, and files, looked at before the work, then written whole or not."""
+"""Files that a command writes: looked at before the work and not after it, and then written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,26 +12,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TextIO
 
-import click
-import msgspec
-
 from resnet_export.calibration.data.image_sources import files_of
 from resnet_export.runtime.bundle.atomic_write import write_file
 from resnet_export.runtime.errors import RequestError
 
 # What a folder answers that takes no new files, or a file that something is mounted on.
 _NO_SIBLING = frozenset({errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS})
-
-
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
-)
-"""The option `as_json`, the same on every command."""
-
-
-def print_json(value: object) -> None:
-    """Print a value, structs included, as indented JSON."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import check_outputs, json_option, print_json
+from resnet_export.exporter.cli.json_output import json_option, print_json
+from resnet_export.exporter.cli.output import check_outputs
 from resnet_export.exporter.sign.model_signing import sign
 from resnet_export.runtime.errors import RequestError
 

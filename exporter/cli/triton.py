@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import check_outside, json_option, print_json
+from resnet_export.exporter.cli.json_output import json_option, print_json
+from resnet_export.exporter.cli.output import check_outside
 from resnet_export.exporter.triton.repository import write_repository
 from resnet_export.exporter.triton.spec import TritonSpec
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from resnet_export.exporter.cli.errors import debug_option
-from resnet_export.exporter.cli.output import json_option, print_json
+from resnet_export.exporter.cli.json_output import json_option, print_json
 from resnet_export.runtime import verify_bundle, verify_signature
 from resnet_export.runtime.errors import RequestError
 
